@@ -1,0 +1,105 @@
+/* What each op's variant exports, and how an op finds the variant to run. Inside the library only. */
+#ifndef ASSAY_KERNELS_H
+#define ASSAY_KERNELS_H
+
+#include "assay.h"
+
+#define ISA(name, features) ASSAY_ISA_##name,
+enum {
+#include "isa.inc"
+    ASSAY_ISA_COUNT
+};
+#undef ISA
+
+enum { ASSAY_OP_int4_gemm, ASSAY_OP_moe_route, ASSAY_OP_spec_verify, ASSAY_OP_probe, ASSAY_OP_COUNT };
+
+int assay_cpu_supports(int isa);                 /* cpuid.c */
+/* The kernel table of an op for a variant (-1: best allowed), or NULL when there is none. */
+const void *assay_select(int op, int variant);
+
+static inline int64_t assay_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t assay_round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+/* ---- int4_gemm: the packed layout -----------------------------------------------------------------
+ * tile        = 32 output columns x all of K; tiles contiguous; columns past N hold q = 0, scale = 0
+ * group block = [32 x float16 scale][group_padded/32 x 512 B of nibble lines]
+ * nibble lines of 32 k = 4 steps of 8 k x 2 halves of 16 columns x 64 B:
+ *               line(step, half): byte 4*lane + b: low nibble  q[col = 16*half + lane][k = 8*step + b]
+ *                                                  high nibble q[same col]            [k = 8*step + 4 + b]
+ * asymmetric  = before every four group blocks 64 B: 4 x 16 B, byte j = z[col j] | z[col j+16] << 4
+ * One linear stream a thread: scales and zero points lie where they are used. */
+enum { ASSAY_TILE_N = 32, ASSAY_LINES32 = 512, ASSAY_SCALE_BYTES = 64, ASSAY_ZERO_BYTES = 64 };
+
+typedef struct {
+    int64_t n, k, k_padded, group, groups, group_padded, tiles;
+    int64_t block_bytes, tile_bytes;
+    int symmetric;
+} assay_w4_layout;
+
+int assay_w4_layout_of(int64_t n, int64_t k, int64_t group_size, int symmetric, assay_w4_layout *out);
+
+static inline int64_t assay_w4_block_offset(const assay_w4_layout *l, int64_t g) {
+    return g * l->block_bytes + (l->symmetric ? 0 : (g / 4 + 1) * ASSAY_ZERO_BYTES);
+}
+static inline int64_t assay_w4_zero_offset(const assay_w4_layout *l, int64_t g) {
+    return g / 4 * (4 * l->block_bytes + ASSAY_ZERO_BYTES) + g % 4 * 16;
+}
+
+/* Activations, prepared once a call. Rows go in blocks of `mr` (the last ones balanced); block starting at row0
+ * with r rows lies at element row0 * k_padded:
+ *   w4a8:  int8  [k/4][r][4];  scale float [groups][r] and comp int32 [groups][r] at row0 * groups,
+ *          comp = -8 * sum(q_a) when symmetric, else -sum(q_a)
+ *   w4a16: float [k][r];       xsum float [groups][r] at row0 * groups */
+typedef struct {
+    assay_w4_layout l;
+    const uint8_t *packed;
+    int64_t m;
+    int row_blocks;
+    int a16;
+    void *values;
+    float *scale;      /* w4a16: xsum */
+    int32_t *comp;
+    float *c;
+    int64_t ldc;
+    const void *a;
+    int a_dtype;
+    int64_t lda;
+} assay_gemm_args;
+
+/* Rows of block i when m rows make `blocks` balanced blocks: the first m % blocks have one more. */
+static inline int64_t assay_block_row(int64_t m, int64_t blocks, int64_t i) {
+    return m / blocks * i + assay_min_i64(i, m % blocks);
+}
+
+typedef struct {
+    int mr8, mr16;                                                          /* most rows a block can have */
+    void (*prepare)(const assay_gemm_args *args, int64_t begin, int64_t end); /* row blocks */
+    void (*w4a8)(const assay_gemm_args *args, int64_t begin, int64_t end);    /* tiles */
+    void (*w4a16)(const assay_gemm_args *args, int64_t begin, int64_t end);   /* tiles */
+} assay_int4_gemm_kernel;
+
+/* ---- moe_route ---------------------------------------------------------------------------------- */
+typedef struct {
+    const void *logits;
+    int dtype;
+    int64_t ld, tokens, num_experts, top_k;
+    int renormalize;
+    float *topk_weights;
+    int32_t *topk_ids, *status;
+} assay_route_args;
+typedef struct {
+    void (*route)(const assay_route_args *args, int64_t begin, int64_t end); /* tokens */
+} assay_moe_route_kernel;
+
+/* ---- spec_verify: passes over one row of logits, in blocks of ASSAY_VOCAB_BLOCK -------------------- */
+enum { ASSAY_VOCAB_BLOCK = 2048 };
+/* spec_verify's table is in cpu/spec_verify/spec_verify.h, beside the rules that use it. */
+
+/* ---- probe ---------------------------------------------------------------------------------------- */
+typedef struct {
+    uint64_t (*read)(const void *buffer, size_t bytes);      /* returns a value that depends on every line */
+    double (*int8)(int64_t iterations);                      /* returns ops done */
+    double (*fp32)(int64_t iterations);
+} assay_probe_kernel;
+
+#endif

@@ -1,0 +1,42 @@
+"""Kernels for cheap LLM inference, and a calibrated model of what they cost.
+
+Names are loaded at first use, so that ``import assay`` is quick and starts nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "PackedInt4": "assay.ops.int4",
+    "pack": "assay.ops.int4",
+    "quantize_int4": "assay.ops.int4",
+    "w4a8_gemm": "assay.ops.int4",
+    "w4a16_gemm": "assay.ops.int4",
+    "RouteResult": "assay.ops.moe",
+    "moe_route": "assay.ops.moe",
+    "VerifyResult": "assay.ops.speculative",
+    "verify_chain": "assay.ops.speculative",
+    "AssayError": "assay.errors",
+    "FormatError": "assay.errors",
+    "ProfileError": "assay.errors",
+    "UnsupportedError": "assay.errors",
+}
+
+__all__ = sorted([*_HOME, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("assay")
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'assay' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

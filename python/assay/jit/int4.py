@@ -1,0 +1,161 @@
+"""Numba twin of the INT4 GEMM, on the same packed stream and with the same bits as the C kernels."""
+
+import numpy as np
+from numba import njit
+
+from ._intrinsics import fma32, half_to_float, load_lane
+
+_TILE = 32
+
+
+def gemm(a: np.ndarray, packed: np.ndarray, n: int, k: int, group_size: int, symmetric: bool, a16: bool) -> np.ndarray:
+    """C[M, N] float32 of float32 activations A[M, K]; the arguments are checked by :mod:`assay.ops.int4`."""
+    groups = k // group_size
+    padded = -(-group_size // 32) * 32
+    x = np.zeros((len(a), groups, padded), np.float32)
+    x[:, :, :group_size] = a.reshape(len(a), groups, group_size)
+    c = np.empty((len(a), n), np.float32)
+    if a16:
+        _w4a16(x, _lane_sums(x), packed, symmetric, c)
+    else:
+        codes, scale = _quantize(x)
+        _w4a8(codes, scale, packed, symmetric, c)
+    return c
+
+
+@njit(cache=True)
+def _quantize(x):  # type: ignore[no-untyped-def]
+    m, groups, padded = x.shape
+    codes = np.zeros((m, groups, padded), np.int8)
+    scale = np.zeros((m, groups), np.float32)
+    for r in range(m):
+        for g in range(groups):
+            amax = np.float32(0)
+            finite = True
+            for i in range(padded):
+                v = abs(x[r, g, i])
+                if not v < np.inf:
+                    finite = False
+                amax = max(amax, v)
+            if not finite:
+                scale[r, g] = np.nan
+            elif amax >= np.float32(1e-30):
+                to_code = np.float32(127) / amax
+                scale[r, g] = amax / np.float32(127)
+                for i in range(padded):
+                    codes[r, g, i] = np.int8(np.rint(x[r, g, i] * to_code))
+    return codes, scale
+
+
+@njit(cache=True)
+def _lane_sums(x):  # type: ignore[no-untyped-def]
+    m, groups, padded = x.shape
+    sums = np.empty((m, groups), np.float32)
+    lane = np.empty(8, np.float32)
+    for r in range(m):
+        for g in range(groups):
+            lane[:] = 0
+            for i in range(padded):
+                lane[i % 8] += x[r, g, i]
+            even = (lane[0] + lane[4]) + (lane[2] + lane[6])
+            sums[r, g] = even + ((lane[1] + lane[5]) + (lane[3] + lane[7]))
+    return sums
+
+
+@njit(cache=True)
+def _offsets(groups, padded, symmetric):  # type: ignore[no-untyped-def]
+    """Bytes of a group's block and of a tile: csrc/kernels.h draws the stream."""
+    block = 64 + padded // 32 * 512
+    tile = groups * block
+    if not symmetric:
+        tile += (groups + 3) // 4 * 64
+    return block, tile
+
+
+@njit(cache=True)
+def _zero_points(packed, tile, g, block, symmetric, zero):  # type: ignore[no-untyped-def]
+    if symmetric:
+        zero[:] = 8
+    else:
+        at = tile + g // 4 * (4 * block + 64) + g % 4 * 16
+        for j in range(16):
+            zero[j] = packed[at + j] & 15
+            zero[j + 16] = packed[at + j] >> 4
+
+
+@njit(cache=True, parallel=False)
+def _w4a8(codes, a_scale, packed, symmetric, c):  # type: ignore[no-untyped-def]
+    m, groups, padded = codes.shape
+    n = c.shape[1]
+    block, tile_bytes = _offsets(groups, padded, symmetric)
+    zero = np.empty(_TILE, np.int32)
+    w_scale = np.empty(_TILE, np.float32)
+    dot = np.empty(16, np.int32)
+    f = np.empty((m, _TILE), np.float32)
+    for t in range((n + _TILE - 1) // _TILE):
+        tile = t * tile_bytes
+        f[:] = 0
+        for g in range(groups):
+            at = tile + g * block + (0 if symmetric else (g // 4 + 1) * 64)
+            for j in range(_TILE):
+                w_scale[j] = half_to_float(packed[at + 2 * j] | packed[at + 2 * j + 1] << 8)
+            _zero_points(packed, tile, g, block, symmetric, zero)
+            for r in range(m):
+                total = np.int32(0)
+                for i in range(padded):
+                    total += np.int32(codes[r, g, i])
+                scale = a_scale[r, g]
+                for h in range(2):
+                    dot[:] = 0
+                    for step in range(padded // 8):
+                        line = at + 64 + step * 128 + h * 64
+                        a = codes[r, g, step * 8 : step * 8 + 8]
+                        a0, a1, a2, a3 = np.int32(a[0]), np.int32(a[1]), np.int32(a[2]), np.int32(a[3])
+                        a4, a5, a6, a7 = np.int32(a[4]), np.int32(a[5]), np.int32(a[6]), np.int32(a[7])
+                        for j in range(16):
+                            w = load_lane(packed, line + 4 * j)
+                            dot[j] += (
+                                (w & 15) * a0 + (w >> 8 & 15) * a1 + (w >> 16 & 15) * a2 + (w >> 24 & 15) * a3
+                                + (w >> 4 & 15) * a4 + (w >> 12 & 15) * a5 + (w >> 20 & 15) * a6 + (w >> 28 & 15) * a7
+                            )  # fmt: skip
+                    for j in range(16):
+                        col = 16 * h + j
+                        value = np.float32(dot[j] - zero[col] * total)
+                        f[r, col] = fma32(value, w_scale[col] * scale, f[r, col])
+        for r in range(m):
+            for j in range(min(_TILE, n - t * _TILE)):
+                c[r, t * _TILE + j] = f[r, j]
+
+
+@njit(cache=True, parallel=False)
+def _w4a16(x, x_sum, packed, symmetric, c):  # type: ignore[no-untyped-def]
+    m, groups, padded = x.shape
+    n = c.shape[1]
+    block, tile_bytes = _offsets(groups, padded, symmetric)
+    zero = np.empty(_TILE, np.int32)
+    part = np.empty(16, np.float32)
+    f = np.empty((m, _TILE), np.float32)
+    for t in range((n + _TILE - 1) // _TILE):
+        tile = t * tile_bytes
+        f[:] = 0
+        for g in range(groups):
+            at = tile + g * block + (0 if symmetric else (g // 4 + 1) * 64)
+            _zero_points(packed, tile, g, block, symmetric, zero)
+            for r in range(m):
+                for h in range(2):
+                    for j in range(16):
+                        part[j] = np.float32(-zero[16 * h + j]) * x_sum[r, g]
+                    for i in range(padded):
+                        line = at + 64 + i // 8 * 128 + h * 64
+                        shift = i % 4 * 8 + i % 8 // 4 * 4
+                        xi = x[r, g, i]
+                        for j in range(16):
+                            q = np.float32(load_lane(packed, line + 4 * j) >> shift & 15)
+                            part[j] = fma32(xi, q, part[j])
+                    for j in range(16):
+                        col = 16 * h + j
+                        scale = half_to_float(packed[at + 2 * col] | packed[at + 2 * col + 1] << 8)
+                        f[r, col] = fma32(part[j], scale, f[r, col])
+        for r in range(m):
+            for j in range(min(_TILE, n - t * _TILE)):
+                c[r, t * _TILE + j] = f[r, j]

@@ -1,0 +1,333 @@
+"""INT4 GEMM: C[M, N] = A[M, K] @ W[N, K].T on weights packed once.
+
+Weights are quantised in groups along K, w = scale (q - zero) with q in 0..15. The arithmetic is stated in csrc/assay.h
+and, readable aloud, in :mod:`assay.reference`. Row i of the output has the same bits for every M, every number of
+threads, every position in the batch, and every C variant.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from .. import reference
+from .._ffi import (
+    FLOAT_DTYPES,
+    Tensor,
+    as_output,
+    as_tensor,
+    check,
+    ffi,
+    lib,
+    thread_count,
+    variant_index,
+    workspace,
+)
+from ..errors import UnsupportedError
+
+GROUP_SIZES = (32, 64, 128)
+_FLOATS = tuple(FLOAT_DTYPES)
+_BACKENDS = ("c", "numba", "reference")
+
+
+class PackedInt4:
+    """A weight matrix in the kernels' layout; make one with :func:`pack`.
+
+    Attributes
+    ----------
+    n, k : int
+        Output and input features.
+    group_size : int
+        Weights along K that share a scale: 32, 64, 128 or k.
+    symmetric : bool
+        Zero point 8 everywhere.
+    data : numpy.ndarray
+        uint8, the packed stream (csrc/kernels.h draws it). Read only.
+    """
+
+    __slots__ = ("_struct", "data", "group_size", "k", "n", "symmetric")
+
+    def __init__(self, n: int, k: int, group_size: int, symmetric: bool, data: np.ndarray) -> None:
+        self.n, self.k, self.group_size, self.symmetric, self.data = n, k, group_size, symmetric, data
+        data.flags.writeable = False
+        self._struct = ffi.new(
+            "assay_w4 *",
+            {"n": n, "k": k, "group_size": group_size, "symmetric": symmetric, "data": Tensor(data, "uint8", data).ptr},
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one pass over the weights reads."""
+        return self.data.nbytes
+
+    def __repr__(self) -> str:
+        kind = "symmetric" if self.symmetric else "asymmetric"
+        return f"PackedInt4(n={self.n}, k={self.k}, group_size={self.group_size}, {kind}, {self.nbytes} bytes)"
+
+    def unpack(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """What :func:`pack` was given: qweight uint8 [N, ceil(K/2)], scales float16 [N, G], zeros uint8 [N, G] or None."""
+        groups = self.k // self.group_size
+        qweight = np.empty((self.n, (self.k + 1) // 2), np.uint8)
+        scales = np.empty((self.n, groups), np.float16)
+        zeros = None if self.symmetric else np.empty((self.n, groups), np.uint8)
+        status = lib.assay_w4_unpack(
+            self._struct, _pointer(qweight, "uint8_t *"), _pointer(scales, "uint16_t *"),
+            ffi.NULL if zeros is None else _pointer(zeros, "uint8_t *"),
+        )  # fmt: skip
+        check(status, "unpack")
+        return qweight, scales, zeros
+
+    def dequantize(self) -> np.ndarray:
+        """float32 [N, K]."""
+        return reference.dequantize_int4(*self.unpack(), self.k, self.group_size)
+
+
+def _pointer(array: np.ndarray, kind: str) -> Any:
+    return ffi.cast(kind, array.__array_interface__["data"][0])
+
+
+def _check_group(k: int, group_size: int) -> None:
+    if group_size not in GROUP_SIZES and group_size != k:
+        raise ValueError(f"group_size: expected 32, 64, 128 or K = {k}, got {group_size}")
+    if k % group_size:
+        raise ValueError(f"group_size: expected a divisor of K = {k}, got {group_size}")
+
+
+def aligned_empty(nbytes: int) -> np.ndarray:
+    """uint8 [nbytes] on a cache line; large ones on huge pages where numpy's allocator asks for them."""
+    raw = np.empty(nbytes + 63, np.uint8)
+    skip = -raw.__array_interface__["data"][0] % 64
+    return raw[skip : skip + nbytes]
+
+
+def quantize_int4(
+    w: Any, group_size: int = 32, symmetric: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Quantises float weights to INT4 by rounding to nearest.
+
+    Parameters
+    ----------
+    w : float32 [N, K]
+        Finite. numpy or any CPU DLPack tensor.
+    group_size : int
+        32, 64, 128 (a divisor of K) or K.
+    symmetric : bool
+        Zero point 8 for every group (as GGUF's Q4_0) instead of one of its own.
+
+    Returns
+    -------
+    qweight : uint8 [N, ceil(K/2)]
+        Low nibble = even k.
+    scales : float16 [N, K / group_size]
+    zeros : uint8 [N, K / group_size] or None
+
+    Raises
+    ------
+    ValueError
+        A NaN or infinity in `w`, or a group too large for a float16 scale.
+    """
+    array = as_tensor(w, "w", ("float32",), 2).array
+    n, k = array.shape
+    if n == 0 or k == 0:
+        raise ValueError(f"w: expected at least one row and column, got shape {[n, k]}")
+    _check_group(k, group_size)
+    rows = max(1, (1 << 22) // k)  # bounded scratch memory, whatever the matrix
+    parts = []
+    for at in range(0, n, rows):
+        block = np.asarray(array[at : at + rows])
+        if not np.isfinite(block).all():
+            bad = np.argwhere(~np.isfinite(block))[0]
+            raise ValueError(f"w: expected finite weights, got {block[tuple(bad)]} at [{at + bad[0]}, {bad[1]}]")
+        with np.errstate(over="ignore"):
+            part = reference.quantize_int4(block, group_size, symmetric)
+        if not np.isfinite(part[1]).all():
+            raise ValueError("w: a group's scale is beyond float16's range (65504)")
+        parts.append(part)
+    qweight, scales, zeros = zip(*parts, strict=True)
+    return np.concatenate(qweight), np.concatenate(scales), None if zeros[0] is None else np.concatenate(zeros)
+
+
+def pack(qweight: Any, scales: Any, zeros: Any = None, *, k: int | None = None, group_size: int | None = None,
+         num_threads: int | None = None) -> PackedInt4:  # fmt: skip
+    """Packs INT4 weights into the kernels' layout, once.
+
+    Parameters
+    ----------
+    qweight : uint8 [N, ceil(K/2)]
+        Low nibble = even k.
+    scales : float16 or float32 [N, K / group_size]
+        Finite. float32 is rounded to float16, in which scales are kept.
+    zeros : uint8 [N, K / group_size], optional
+        Zero points 0..15; without them every zero point is 8 (symmetric).
+    k : int, optional
+        Input features, when odd (default: 2 * qweight.shape[1]).
+    group_size : int, optional
+        Default: K / scales.shape[1].
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was wanted and what came.
+    """
+    q = as_tensor(qweight, "qweight", ("uint8",), 2, contiguous=True).array
+    s = as_tensor(scales, "scales", ("float16", "float32"), 2).array
+    n = q.shape[0]
+    k = 2 * q.shape[1] if k is None else k
+    if n < 1 or k < 1 or q.shape[1] != (k + 1) // 2:
+        raise ValueError(f"qweight: expected uint8 [N, ceil(K/2)] with N, K >= 1 (K = {k}), got {list(q.shape)}")
+    if group_size is None:
+        if s.shape[1] < 1 or k % s.shape[1]:
+            raise ValueError(f"scales: expected [N, K/group_size] with K = {k}, got {list(s.shape)}")
+        group_size = k // s.shape[1]
+    _check_group(k, group_size)
+    grid = (n, k // group_size)
+    if s.shape != grid:
+        raise ValueError(f"scales: expected [N, K/group_size] = {list(grid)}, got {list(s.shape)}")
+    with np.errstate(over="ignore"):
+        s16 = np.ascontiguousarray(s, np.float16)
+    if not np.isfinite(s16).all():
+        raise ValueError("scales: expected finite values within float16's range (65504)")
+    z = None
+    if zeros is not None:
+        z = as_tensor(zeros, "zeros", ("uint8",), 2, contiguous=True).array
+        if z.shape != grid:
+            raise ValueError(f"zeros: expected [N, K/group_size] = {list(grid)}, got {list(z.shape)}")
+        if z.max() > 15:
+            raise ValueError(f"zeros: expected 0..15, got {int(z.max())}")
+    size = lib.assay_w4_packed_bytes(n, k, group_size, z is None)
+    if not size:
+        raise ValueError(f"qweight: expected N <= 2^28 and K <= 2^20, got N = {n}, K = {k}")
+    data = aligned_empty(size)
+    status = lib.assay_w4_pack(
+        n, k, group_size, _pointer(q, "uint8_t *"), _pointer(s16, "uint16_t *"),
+        ffi.NULL if z is None else _pointer(z, "uint8_t *"), _pointer(data, "void *"), thread_count(num_threads),
+    )  # fmt: skip
+    check(status, "pack")
+    return PackedInt4(n, k, group_size, z is None, data)
+
+
+def w4a8_gemm(a: Any, w: PackedInt4, out: Any = None, *, backend: str = "c", isa: str | None = None,
+              num_threads: int | None = None) -> Any:  # fmt: skip
+    """INT4 weights, activations quantised to int8 per row and group on the way in.
+
+    Parameters
+    ----------
+    a : float32, float16 or bfloat16 [M, K]
+        numpy or any CPU DLPack tensor; rows may be strided, the last dimension dense. A row with a NaN or infinity
+        comes out NaN, other rows do not notice.
+    w : PackedInt4
+    out : float32 [M, N], optional
+        Written in place and returned.
+    backend : {"c", "numba", "reference"}
+    isa : str, optional
+        Force a C variant ("scalar", "avx2", ...). :class:`assay.UnsupportedError` when this CPU lacks it.
+    num_threads : int, optional
+        1 runs on the calling thread alone. Default: ASSAY_NUM_THREADS, else the CPUs this process may use.
+
+    Returns
+    -------
+    float32 [M, N]
+    """
+    return _gemm(a, w, out, False, backend, isa, num_threads)
+
+
+def w4a16_gemm(a: Any, w: PackedInt4, out: Any = None, *, backend: str = "c", isa: str | None = None,
+               num_threads: int | None = None) -> Any:  # fmt: skip
+    """INT4 weights, activations at their own precision (float16 and bfloat16 are widened exactly), float32 sums.
+
+    Parameters and result as :func:`w4a8_gemm`.
+    """
+    return _gemm(a, w, out, True, backend, isa, num_threads)
+
+
+def _inputs(a: Any, w: PackedInt4, out: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(w, PackedInt4):
+        raise TypeError(f"w: expected PackedInt4 (see assay.pack), got {type(w).__name__}")
+    x = as_tensor(a, "a", _FLOATS, 2)
+    if x.array.shape[1] != w.k:
+        raise ValueError(f"a: expected [M, K] with K = {w.k}, got {list(x.array.shape)}")
+    c = as_output(out, "out", "float32", (x.array.shape[0], w.n))
+    if out is not None and np.may_share_memory(c.array, x.array, 0):
+        raise ValueError("out: expected memory of its own, got memory shared with a")
+    return x, c
+
+
+def _gemm(
+    a: Any, w: PackedInt4, out: Any, a16: bool, backend: str, isa: str | None, num_threads: int | None
+) -> Any:
+    x, c = _inputs(a, w, out)
+    m = x.array.shape[0]
+    if backend == "c":
+        size = lib.assay_w4_gemm_workspace(w._struct, m, a16)
+        if not size:
+            raise ValueError(f"a: expected at most 2^24 rows, got {m}")
+        scratch, held = workspace(size)
+        status = (lib.assay_w4a16_gemm if a16 else lib.assay_w4a8_gemm)(
+            w._struct, x.ptr, FLOAT_DTYPES[x.dtype], x.row_stride, m, ffi.cast("float *", c.ptr), c.row_stride,
+            variant_index(isa), thread_count(num_threads), scratch, held,
+        )  # fmt: skip
+        check(status, "w4a16_gemm" if a16 else "w4a8_gemm", isa)
+    else:
+        c.array[...] = _other_backend(backend, a16, widen(x), w, isa)
+    return c.array if out is None else out
+
+
+def _other_backend(backend: str, a16: bool, x: np.ndarray, w: PackedInt4, isa: str | None) -> np.ndarray:
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
+    if isa is not None:
+        raise ValueError(f"isa: only backend 'c' has variants, got isa={isa!r} with backend={backend!r}")
+    if backend == "numba":
+        try:
+            from ..jit import int4 as twin
+        except ImportError as exc:
+            raise UnsupportedError(f"backend='numba' needs the numba package: pip install 'assay[numba]' ({exc})") from exc
+        return twin.gemm(x, w.data, w.n, w.k, w.group_size, w.symmetric, a16)
+    qweight, scales, zeros = w.unpack()
+    return (reference.w4a16_gemm if a16 else reference.w4a8_gemm)(x, qweight, scales, zeros, w.group_size)
+
+
+def widen(x: Tensor) -> np.ndarray:
+    """float32 array of a float32, float16 or bfloat16 tensor, exactly."""
+    if x.dtype == "bfloat16":
+        return (x.array.astype(np.uint32) << 16).view(np.float32)
+    return x.array.astype(np.float32, copy=False)
+
+
+class SplitGemm:
+    """One GEMM for threads that the caller owns.
+
+    Each of the `nth` threads calls ``prepare(ith, nth)``, waits for the others, then calls ``run(ith, nth)``. No thread
+    of assay's takes part. The result in `out` has the same bits as :func:`w4a8_gemm`'s or :func:`w4a16_gemm`'s.
+
+    Parameters
+    ----------
+    a, w, out
+        As for :func:`w4a8_gemm`.
+    a16 : bool
+        w4a16 instead of w4a8.
+    """
+
+    def __init__(self, a: Any, w: PackedInt4, out: Any = None, *, a16: bool = False, isa: str | None = None) -> None:
+        self._a, self._c = _inputs(a, w, out)
+        self._w, self._a16, self._isa = w, a16, isa
+        self._m = self._a.array.shape[0]
+        self._size = lib.assay_w4_gemm_workspace(w._struct, self._m, a16)
+        self._scratch = ffi.from_buffer(np.empty(self._size, np.uint8))
+        #: float32 [M, N]
+        self.out = self._c.array if out is None else out
+
+    def prepare(self, ith: int, nth: int) -> None:
+        """This thread's share of the activations."""
+        status = lib.assay_w4_gemm_prepare(
+            self._w._struct, self._a.ptr, FLOAT_DTYPES[self._a.dtype], self._a.row_stride, self._m, self._a16,
+            variant_index(self._isa), ith, nth, self._scratch, self._size,
+        )  # fmt: skip
+        check(status, "prepare", self._isa)
+
+    def run(self, ith: int, nth: int) -> None:
+        """This thread's share of the columns, once every thread's ``prepare`` has returned."""
+        status = lib.assay_w4_gemm_run(
+            self._w._struct, self._m, ffi.cast("float *", self._c.ptr), self._c.row_stride, self._a16,
+            variant_index(self._isa), ith, nth, self._scratch, self._size,
+        )  # fmt: skip
+        check(status, "run", self._isa)

@@ -1,0 +1,687 @@
+"""The calibration profile: one JSON file that carries everything the cost model knows about a machine.
+
+It is the only door between measuring and predicting, so it is checked strictly: every error names the place in
+the file, what was found and what was wanted. The format is described in docs/profile-format.md.
+"""
+
+import hashlib
+import json
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from assay.errors import ProfileError
+
+SCHEMA = "assay-profile"
+SCHEMA_VERSION = 1
+MAX_PROFILE_BYTES = 64 * 2**20  # a full calibration is under 2 MiB; more than this is not a profile
+
+MODES = ("quick", "full", "imported")
+ROOF_UNITS = {
+    "dram_read": "bytes_per_s",
+    "llc_read": "bytes_per_s",
+    "int8_peak": "ops_per_s",
+    "fp32_peak": "ops_per_s",
+}
+GEMM_OPS = ("w4a8_gemm", "w4a16_gemm")
+VERIFY_RULES = ("greedy", "rejection")
+
+Json = Any
+
+
+def spread_of(values: Sequence[float]) -> float:
+    """Interquartile range over the median (0 for fewer than two values)."""
+    if len(values) < 2:
+        return 0.0
+    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return (upper - lower) / statistics.median(values)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine that was measured. ``memory_bytes`` and the caches are None where the system does not say."""
+
+    fingerprint: str
+    cpu: str
+    isa: tuple[str, ...]
+    cores: int
+    memory_bytes: int | None
+    caches: Mapping[str, int | None]
+    os: str
+    numpy: str
+    python: str
+    extra: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Roof:
+    """A measured ceiling. ``samples`` and ``median`` are in ``unit`` ("bytes_per_s" or "ops_per_s")."""
+
+    name: str
+    threads: int
+    unit: str
+    samples: tuple[float, ...]
+    median: float
+    spread: float
+
+    @classmethod
+    def of(cls, name: str, threads: int, samples: Iterable[float], unit: str | None = None) -> "Roof":
+        """Roof with median and spread taken from ``samples``; the unit of a known roof may be left out."""
+        values = tuple(float(v) for v in samples)
+        if not values:
+            raise ValueError("samples: expected at least one value, got none")
+        if unit is None:
+            if name not in ROOF_UNITS:
+                raise ValueError(f"unit: expected one for the unknown roof {name!r}, got None")
+            unit = ROOF_UNITS[name]
+        return cls(name, threads, unit, values, statistics.median(values), spread_of(values))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measured point: an op, its shape, and how long calls took.
+
+    ``bytes`` and ``ops`` are per call (bytes as moved from memory, a multiply-add counts 2). ``roof_near`` holds
+    roofs measured next to this point, for machines whose speed drifts. ``held_out`` points never enter a fit.
+    """
+
+    op: str
+    variant: str
+    threads: int
+    params: Mapping[str, Json]
+    bytes: float
+    ops: float
+    time_s: tuple[float, ...]
+    median_s: float
+    spread: float
+    roof_near: Mapping[str, float] | None = None
+    held_out: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        op: str,
+        variant: str,
+        threads: int,
+        params: Mapping[str, Json],
+        *,
+        moved_bytes: float,
+        ops: float,
+        time_s: Iterable[float],
+        roof_near: Mapping[str, float] | None = None,
+        held_out: bool = False,
+    ) -> "Sample":
+        """Sample with median and spread taken from ``time_s`` (seconds per call)."""
+        times = tuple(float(t) for t in time_s)
+        if not times:
+            raise ValueError("time_s: expected at least one time, got none")
+        return cls(
+            op=op,
+            variant=variant,
+            threads=threads,
+            params=dict(params),
+            bytes=float(moved_bytes),
+            ops=float(ops),
+            time_s=times,
+            median_s=statistics.median(times),
+            spread=spread_of(times),
+            roof_near=dict(roof_near) if roof_near else None,
+            held_out=held_out,
+        )
+
+
+@dataclass
+class Profile:
+    """A calibration in memory. ``fits`` and ``accuracy`` are what ``assay.cost.fit.summarise`` returns."""
+
+    created_utc: str
+    command: list[str]
+    seed: int
+    package: dict[str, Json]
+    machine: Machine
+    settings: dict[str, Json]
+    roofs: list[Roof] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    fits: dict[str, Json] = field(default_factory=dict)
+    accuracy: dict[str, Json] = field(default_factory=dict)
+    complete: bool = False
+
+    def roof(self, name: str, threads: int) -> Roof | None:
+        """The roof of that name and thread count, or None."""
+        return next((r for r in self.roofs if r.name == name and r.threads == threads), None)
+
+    def to_json(self) -> dict[str, Json]:
+        """The profile as the JSON object described in docs/profile-format.md (not yet validated)."""
+        machine = self.machine
+        return {
+            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
+            "created_utc": self.created_utc,
+            "command": list(self.command),
+            "seed": self.seed,
+            "package": self.package,
+            "machine": {
+                **machine.extra,
+                "fingerprint": machine.fingerprint,
+                "cpu": machine.cpu,
+                "isa": list(machine.isa),
+                "cores": machine.cores,
+                "memory_bytes": machine.memory_bytes,
+                "caches": dict(machine.caches),
+                "os": machine.os,
+                "numpy": machine.numpy,
+                "python": machine.python,
+            },
+            "settings": self.settings,
+            "roofs": [
+                {
+                    "name": r.name,
+                    "threads": r.threads,
+                    "unit": r.unit,
+                    "samples": list(r.samples),
+                    "median": r.median,
+                    "spread": r.spread,
+                }
+                for r in self.roofs
+            ],
+            "samples": [
+                {
+                    "op": s.op,
+                    "variant": s.variant,
+                    "threads": s.threads,
+                    "params": dict(s.params),
+                    "bytes": s.bytes,
+                    "ops": s.ops,
+                    "time_s": list(s.time_s),
+                    "median_s": s.median_s,
+                    "spread": s.spread,
+                    "roof_near": dict(s.roof_near) if s.roof_near is not None else None,
+                    "held_out": s.held_out,
+                }
+                for s in self.samples
+            ],
+            "fits": self.fits,
+            "accuracy": self.accuracy,
+            "complete": self.complete,
+        }
+
+    @classmethod
+    def from_json(cls, data: Json) -> "Profile":
+        """Check a parsed JSON object strictly and build the profile.
+
+        Raises
+        ------
+        ProfileError
+            Wrong schema, a future version, a missing or unknown key, a value of the wrong kind or range; the
+            message names the JSON path, what was got and what was wanted.
+        """
+        return _profile(data)
+
+
+# ---- validation -------------------------------------------------------------------------------------------
+
+
+def _shown(value: Json) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _fail(path: str, wanted: str, got: Json) -> ProfileError:
+    return ProfileError(f"{path}: expected {wanted}, got {_shown(got)}")
+
+
+def _object(value: Json, path: str, required: Sequence[str], optional: Sequence[str] | None = ()) -> dict[str, Json]:
+    """A JSON object with these keys; ``optional=None`` lets any further key pass."""
+    if not isinstance(value, dict):
+        raise _fail(path, "an object", value)
+    for key in required:
+        if key not in value:
+            raise ProfileError(f"{path}.{key}: expected a value, got nothing (the key is missing)")
+    if optional is not None:
+        for key in value:
+            if key not in required and key not in optional:
+                raise ProfileError(f"{path}.{key}: expected only {', '.join((*required, *optional))}; got this key too")
+    return value
+
+
+def _list(value: Json, path: str) -> list[Json]:
+    if not isinstance(value, list):
+        raise _fail(path, "a list", value)
+    return value
+
+
+def _text(value: Json, path: str) -> str:
+    if not isinstance(value, str):
+        raise _fail(path, "a string", value)
+    return value
+
+
+def _bool(value: Json, path: str) -> bool:
+    if not isinstance(value, bool):
+        raise _fail(path, "true or false", value)
+    return value
+
+
+def _int(value: Json, path: str, low: int, high: int = 2**63 - 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise _fail(path, f"an integer of at least {low}", value)
+    return value
+
+
+def _number(value: Json, path: str, *, positive: bool) -> float:
+    wanted = "a finite number above 0" if positive else "a finite number of at least 0"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _fail(path, wanted, value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise _fail(path, wanted, "an integer too large for a float") from None
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+        raise _fail(path, wanted, value)
+    return number
+
+
+def _numbers(value: Json, path: str) -> tuple[float, ...]:
+    values = tuple(_number(v, f"{path}[{i}]", positive=True) for i, v in enumerate(_list(value, path)))
+    if not values:
+        raise _fail(path, "at least one number", value)
+    return values
+
+
+def _middle(value: Json, path: str, values: Sequence[float]) -> float:
+    median = _number(value, path, positive=True)
+    if not min(values) <= median <= max(values):
+        raise _fail(path, f"a median between {min(values)!r} and {max(values)!r}, the extremes of its samples", value)
+    return median
+
+
+def _machine(value: Json, path: str) -> Machine:
+    known = ("fingerprint", "cpu", "isa", "cores", "memory_bytes", "caches", "os", "numpy", "python")
+    data = _object(value, path, known, optional=None)
+    caches = _object(data["caches"], f"{path}.caches", ("l1d_bytes", "l2_bytes", "l3_bytes"), optional=None)
+    return Machine(
+        fingerprint=_text(data["fingerprint"], f"{path}.fingerprint"),
+        cpu=_text(data["cpu"], f"{path}.cpu"),
+        isa=tuple(_text(v, f"{path}.isa[{i}]") for i, v in enumerate(_list(data["isa"], f"{path}.isa"))),
+        cores=_int(data["cores"], f"{path}.cores", 1),
+        memory_bytes=None if data["memory_bytes"] is None else _int(data["memory_bytes"], f"{path}.memory_bytes", 1),
+        caches={k: None if v is None else _int(v, f"{path}.caches.{k}", 0) for k, v in caches.items()},
+        os=_text(data["os"], f"{path}.os"),
+        numpy=_text(data["numpy"], f"{path}.numpy"),
+        python=_text(data["python"], f"{path}.python"),
+        extra={k: v for k, v in data.items() if k not in known},
+    )
+
+
+def _roof(value: Json, path: str) -> Roof:
+    data = _object(value, path, ("name", "threads", "unit", "samples", "median", "spread"))
+    name = _text(data["name"], f"{path}.name")
+    unit = _text(data["unit"], f"{path}.unit")
+    wanted = (ROOF_UNITS[name],) if name in ROOF_UNITS else ("bytes_per_s", "ops_per_s")
+    if unit not in wanted:
+        raise _fail(f"{path}.unit", " or ".join(wanted), unit)
+    samples = _numbers(data["samples"], f"{path}.samples")
+    return Roof(
+        name=name,
+        threads=_int(data["threads"], f"{path}.threads", 1),
+        unit=unit,
+        samples=samples,
+        median=_middle(data["median"], f"{path}.median", samples),
+        spread=_number(data["spread"], f"{path}.spread", positive=False),
+    )
+
+
+def _params(op: str, value: Json, path: str) -> dict[str, Json]:
+    if op in GEMM_OPS:
+        data = _object(value, path, ("m", "n", "k", "group_size", "symmetric"), optional=None)
+        for key in ("m", "n", "k"):
+            _int(data[key], f"{path}.{key}", 1)
+        group = _int(data["group_size"], f"{path}.group_size", -1)
+        if group == 0 or (group > 0 and data["k"] % group):
+            raise _fail(f"{path}.group_size", "-1 (whole row) or a divisor of k", group)
+        _bool(data["symmetric"], f"{path}.symmetric")
+        if data.get("resident", "dram") not in ("dram", "llc"):
+            raise _fail(f"{path}.resident", '"dram" or "llc"', data["resident"])
+    elif op == "moe_route":
+        data = _object(value, path, ("tokens", "num_experts", "top_k"), optional=None)
+        _int(data["tokens"], f"{path}.tokens", 1)
+        experts = _int(data["num_experts"], f"{path}.num_experts", 1)
+        if _int(data["top_k"], f"{path}.top_k", 1) > experts:
+            raise _fail(f"{path}.top_k", f"at most num_experts ({experts})", data["top_k"])
+    elif op == "chain_verify":
+        data = _object(value, path, ("batch", "num_draft", "vocab", "rule"), optional=None)
+        _int(data["batch"], f"{path}.batch", 1)
+        _int(data["num_draft"], f"{path}.num_draft", 0)
+        _int(data["vocab"], f"{path}.vocab", 1)
+        if data["rule"] not in VERIFY_RULES:
+            raise _fail(f"{path}.rule", " or ".join(VERIFY_RULES), data["rule"])
+    else:  # an op of a later assay: kept as it is, used by nothing here
+        data = _object(value, path, (), optional=None)
+    return dict(data)
+
+
+def _sample(value: Json, path: str) -> Sample:
+    required = ("op", "variant", "threads", "params", "bytes", "ops", "time_s", "median_s", "spread")
+    data = _object(value, path, (*required, "roof_near", "held_out"))
+    op = _text(data["op"], f"{path}.op")
+    near = data["roof_near"]
+    if near is not None:
+        near = _object(near, f"{path}.roof_near", (), optional=None)
+        near = {k: _number(v, f"{path}.roof_near.{k}", positive=True) for k, v in near.items()}
+    times = _numbers(data["time_s"], f"{path}.time_s")
+    return Sample(
+        op=op,
+        variant=_text(data["variant"], f"{path}.variant"),
+        threads=_int(data["threads"], f"{path}.threads", 1),
+        params=_params(op, data["params"], f"{path}.params"),
+        bytes=_number(data["bytes"], f"{path}.bytes", positive=False),
+        ops=_number(data["ops"], f"{path}.ops", positive=False),
+        time_s=times,
+        median_s=_middle(data["median_s"], f"{path}.median_s", times),
+        spread=_number(data["spread"], f"{path}.spread", positive=False),
+        roof_near=near,
+        held_out=_bool(data["held_out"], f"{path}.held_out"),
+    )
+
+
+def _accuracy(value: Json, path: str) -> dict[str, Json]:
+    table = _object(value, path, (), optional=None)
+    for op, row in table.items():
+        data = _object(row, f"{path}.{op}", ("n", "median_ape", "p90_ape", "bias", "coverage"), optional=None)
+        _int(data["n"], f"{path}.{op}.n", 0)
+    return table
+
+
+def _all_finite(value: Json, path: str) -> None:
+    """Refuse infinities that hide in parts of the file with a free form (1e999 parses to infinity)."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _fail(path, "a finite number", value)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _all_finite(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _all_finite(item, f"{path}[{i}]")
+
+
+def _profile(value: Json) -> Profile:
+    if not isinstance(value, dict):
+        raise _fail("$", "an object", value)
+    if value.get("schema") != SCHEMA:
+        raise _fail("$.schema", repr(SCHEMA), value.get("schema"))
+    version = _int(value.get("schema_version"), "$.schema_version", 1)
+    if version > SCHEMA_VERSION:
+        raise ProfileError(
+            f"schema_version {version} is newer than this assay understands ({SCHEMA_VERSION}); upgrade assay"
+        )
+    required = ("created_utc", "command", "seed", "package", "machine", "settings", "roofs", "samples")
+    data = _object(value, "$", ("schema", "schema_version", *required, "fits", "accuracy", "complete"))
+    package = _object(data["package"], "$.package", ("assay", "kernels", "compiler"), optional=None)
+    settings = _object(data["settings"], "$.settings", ("mode", "threads"), optional=None)
+    if settings["mode"] not in MODES:
+        raise _fail("$.settings.mode", " or ".join(MODES), settings["mode"])
+    for i, threads in enumerate(_list(settings["threads"], "$.settings.threads")):
+        _int(threads, f"$.settings.threads[{i}]", 1)
+    _text(package["assay"], "$.package.assay")
+    _text(package["compiler"], "$.package.compiler")
+    for op, variant in _object(package["kernels"], "$.package.kernels", (), optional=None).items():
+        _text(variant, f"$.package.kernels.{op}")
+    machine = _machine(data["machine"], "$.machine")
+    roofs = [_roof(v, f"$.roofs[{i}]") for i, v in enumerate(_list(data["roofs"], "$.roofs"))]
+    seen: set[tuple[str, int]] = set()
+    for i, roof in enumerate(roofs):
+        if (roof.name, roof.threads) in seen:
+            raise ProfileError(f"$.roofs[{i}]: expected one roof per name and threads, got {roof.name} x{roof.threads} twice")
+        seen.add((roof.name, roof.threads))
+    samples = [_sample(v, f"$.samples[{i}]") for i, v in enumerate(_list(data["samples"], "$.samples"))]
+    fits = _object(data["fits"], "$.fits", (), optional=None)
+    accuracy = _accuracy(data["accuracy"], "$.accuracy")
+    for path, part in (
+        ("$.package", package),
+        ("$.machine", dict(machine.extra)),
+        ("$.settings", settings),
+        ("$.fits", fits),
+        ("$.accuracy", accuracy),
+    ):
+        _all_finite(part, path)
+    for i, sample in enumerate(samples):
+        _all_finite(dict(sample.params), f"$.samples[{i}].params")
+    return Profile(
+        created_utc=_text(data["created_utc"], "$.created_utc"),
+        command=[_text(v, f"$.command[{i}]") for i, v in enumerate(_list(data["command"], "$.command"))],
+        seed=_int(data["seed"], "$.seed", 0),
+        package=package,
+        machine=machine,
+        settings=settings,
+        roofs=roofs,
+        samples=samples,
+        fits=fits,
+        accuracy=accuracy,
+        complete=_bool(data["complete"], "$.complete"),
+    )
+
+
+# ---- files ------------------------------------------------------------------------------------------------
+
+
+def default_profile_path(environ: Mapping[str, str] | None = None) -> Path:
+    """Where the profile of this machine lives: ``$ASSAY_PROFILE``, else ``assay/profile.json`` in the user's cache.
+
+    Parameters
+    ----------
+    environ
+        The environment to read; that of the process when left out. ``XDG_CACHE_HOME`` counts only if absolute,
+        as the XDG base directory specification asks.
+    """
+    env = os.environ if environ is None else environ
+    if env.get("ASSAY_PROFILE"):
+        return Path(env["ASSAY_PROFILE"]).expanduser()
+    cache = env.get("XDG_CACHE_HOME", "")
+    base = Path(cache) if cache and Path(cache).is_absolute() else Path.home() / ".cache"
+    return base / "assay" / "profile.json"
+
+
+def _read_json(path: str | os.PathLike[str]) -> Json:
+    name = os.fspath(path)
+    try:
+        with open(name, "rb") as file:
+            raw = file.read(MAX_PROFILE_BYTES + 1)
+    except OSError as error:
+        raise ProfileError(f"{name}: cannot be read: {error.strerror or error}") from error
+    if len(raw) > MAX_PROFILE_BYTES:
+        raise ProfileError(f"{name}: expected at most {MAX_PROFILE_BYTES} bytes, got more")
+
+    def refuse(constant: str) -> float:
+        raise ProfileError(f"{name}: expected finite numbers only, got {constant}")
+
+    try:
+        return json.loads(raw.decode("utf-8"), parse_constant=refuse)
+    except RecursionError:
+        raise ProfileError(f"{name}: expected JSON of moderate depth, got one nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{name}: expected UTF-8 text, got byte {raw[error.start]:#04x} at {error.start}") from error
+    except ProfileError:
+        raise
+    except ValueError as error:  # JSONDecodeError, and integers with more digits than Python converts
+        raise ProfileError(f"{name}: expected JSON, got a syntax error: {error}") from error
+
+
+def load(path: str | os.PathLike[str]) -> Profile:
+    """Read and check a profile.
+
+    Raises
+    ------
+    ProfileError
+        The file cannot be read, is larger than 64 MiB, is no JSON, or fails validation.
+    """
+    data = _read_json(path)
+    try:
+        return Profile.from_json(data)
+    except ProfileError as error:
+        raise ProfileError(f"{os.fspath(path)}: {error}") from error
+
+
+def save(profile: Profile, path: str | os.PathLike[str]) -> None:
+    """Write a profile so that a reader sees either the old file or the whole new one, never a part.
+
+    The text goes to a temporary file beside ``path``, is flushed to the disk, and takes the name by a rename.
+
+    Raises
+    ------
+    ProfileError
+        The profile would not load again (NaN, infinity, negative times, wrong params): nothing is written.
+    """
+    data = profile.to_json()
+    try:
+        text = json.dumps(data, allow_nan=False, indent=1) + "\n"
+    except ValueError as error:
+        raise ProfileError(f"profile: expected finite numbers only, got NaN or infinity ({error})") from error
+    except TypeError as error:
+        raise ProfileError(f"profile: expected JSON values only: {error}") from error
+    Profile.from_json(json.loads(text))
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a profile is meant to be shared
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def compatible(profile: Profile, machine_fingerprint: str) -> str | None:
+    """A warning when the profile comes from another machine, None when it is this one's.
+
+    Predicting with a profile from elsewhere is allowed, and useful; the reader only has to know it.
+    """
+    if profile.machine.fingerprint == machine_fingerprint:
+        return None
+    return (
+        f"the profile was measured on another machine ({profile.machine.cpu}, {profile.machine.cores} cores; "
+        f"fingerprint {profile.machine.fingerprint}): the prediction is for that machine, not for this one "
+        f"({machine_fingerprint})"
+    )
+
+
+# ---- importer ---------------------------------------------------------------------------------------------
+
+
+def _imported_machine(info: Mapping[str, Json]) -> dict[str, Json]:
+    """The machine of a pytest-benchmark file: our own block when benchmarks/ wrote one, else what the plugin knows."""
+    own = info.get("assay")
+    if isinstance(own, dict) and isinstance(own.get("machine"), dict):
+        return own["machine"]
+    cpu = info.get("cpu") if isinstance(info.get("cpu"), dict) else {}
+    name = str(cpu.get("brand_raw") or info.get("processor") or "unknown")
+    system = " ".join(str(info[k]) for k in ("system", "release") if info.get(k))
+    identity = json.dumps([name, cpu.get("count"), system, info.get("node")])
+    return {
+        "fingerprint": "imported-" + hashlib.sha256(identity.encode()).hexdigest()[:16],
+        "cpu": name,
+        "isa": [],
+        "cores": cpu["count"] if isinstance(cpu.get("count"), int) and cpu["count"] > 0 else 1,
+        "memory_bytes": None,
+        "caches": {"l1d_bytes": None, "l2_bytes": None, "l3_bytes": None},
+        "os": system,
+        "numpy": "",
+        "python": str(info.get("python_version", "")),
+    }
+
+
+def from_pytest_benchmark(path: str | os.PathLike[str]) -> Profile:
+    """Make a profile of the JSON that ``pytest benchmarks/ --benchmark-json FILE`` writes.
+
+    A benchmark becomes a sample when its ``extra_info`` carries ``op, variant, threads, params, bytes, ops`` (and
+    optionally ``held_out``, ``roof_near``), and a roof when it carries ``roof, threads, unit, work`` (bytes or ops
+    of one call). Benchmarks with neither are left out. Times are ``stats.data``, in seconds per call.
+
+    Raises
+    ------
+    ProfileError
+        Not such a file, a benchmark with half of the keys or without its times, or no usable benchmark at all.
+    """
+    name = os.fspath(path)
+    data = _read_json(path)
+    if not isinstance(data, dict) or not isinstance(data.get("benchmarks"), list):
+        raise ProfileError(f"{name}: $.benchmarks: expected the list of a pytest-benchmark file, got none")
+    info = data.get("machine_info") if isinstance(data.get("machine_info"), dict) else {}
+    roofs: list[dict[str, Json]] = []
+    samples: list[dict[str, Json]] = []
+    try:
+        for i, bench in enumerate(data["benchmarks"]):
+            at = f"$.benchmarks[{i}]"
+            row = _object(bench, at, (), optional=None)
+            extra = row.get("extra_info") or {}
+            if not isinstance(extra, dict):
+                raise _fail(f"{at}.extra_info", "an object", extra)
+            if "op" not in extra and "roof" not in extra:
+                continue
+            stats = _object(row.get("stats"), f"{at}.stats", ("data",), optional=None)
+            times = _numbers(stats["data"], f"{at}.stats.data")
+            if "roof" in extra:
+                fields = _object(extra, f"{at}.extra_info", ("roof", "threads", "unit", "work"), optional=None)
+                work = _number(fields["work"], f"{at}.extra_info.work", positive=True)
+                rates = [work / t for t in times]
+                roofs.append(
+                    {
+                        "name": fields["roof"],
+                        "threads": fields["threads"],
+                        "unit": fields["unit"],
+                        "samples": rates,
+                        "median": statistics.median(rates),
+                        "spread": spread_of(rates),
+                    }
+                )
+                continue
+            keys = ("op", "variant", "threads", "params", "bytes", "ops")
+            fields = _object(extra, f"{at}.extra_info", keys, optional=None)
+            samples.append(
+                {key: fields[key] for key in keys}
+                | {
+                    "time_s": list(times),
+                    "median_s": statistics.median(times),
+                    "spread": spread_of(times),
+                    "roof_near": extra.get("roof_near"),
+                    "held_out": extra.get("held_out", False),
+                }
+            )
+        if not samples and not roofs:
+            raise ProfileError("$.benchmarks: expected benchmarks with extra_info of an op or a roof, got none")
+        own = info.get("assay") if isinstance(info.get("assay"), dict) else {}
+        package = own.get("package") or {"assay": "unknown", "kernels": {}, "compiler": "unknown"}
+        threads = sorted({s["threads"] for s in samples + roofs if isinstance(s["threads"], int)})
+        return Profile.from_json(
+            {
+                "schema": SCHEMA,
+                "schema_version": SCHEMA_VERSION,
+                "created_utc": str(data.get("datetime", "")),
+                "command": ["assay", "profile", "import", os.path.basename(name)],
+                "seed": 0,
+                "package": package,
+                "machine": _imported_machine(info),
+                "settings": {"mode": "imported", "threads": threads},
+                "roofs": roofs,
+                "samples": samples,
+                "fits": {},
+                "accuracy": {},
+                "complete": True,
+            }
+        )
+    except ProfileError as error:
+        raise ProfileError(f"{name}: {error}") from error
+
+
+def with_fits(profile: Profile, summarise: Callable[[Profile], tuple[dict[str, Json], dict[str, Json]]]) -> Profile:
+    """A copy with ``fits`` and ``accuracy`` filled by ``summarise`` (that of ``assay.cost.fit``)."""
+    fits, accuracy = summarise(profile)
+    return replace(profile, fits=fits, accuracy=accuracy)

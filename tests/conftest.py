@@ -1,0 +1,43 @@
+"""Fixtures of every room: the kernel variants that run here, memory with a guard page behind it."""
+
+import ctypes
+import mmap
+
+import numpy as np
+import pytest
+
+
+def runnable_variants() -> list[str]:
+    """ISA tiers of the INT4 GEMM that this build has and this CPU runs, scalar first."""
+    from assay.ops import info
+
+    found = [v["isa"] for v in info.variants() if v["op"] == "int4_gemm" and v["compiled"] and v["supported"]]
+    return sorted(found, key=lambda isa: isa != "scalar")
+
+
+def pytest_generate_tests(metafunc):
+    if "variant" in metafunc.fixturenames:
+        metafunc.parametrize("variant", runnable_variants())
+
+
+@pytest.fixture
+def guarded():
+    """Copies an array to memory whose last byte lies just before a page that faults when touched."""
+    maps = []
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def copy(array: np.ndarray) -> np.ndarray:
+        page = mmap.PAGESIZE
+        size = -(-array.nbytes // page) * page
+        memory = mmap.mmap(-1, size + page)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        if libc.mprotect(ctypes.c_void_p(start + size), ctypes.c_size_t(page), 0):
+            pytest.skip(f"mprotect failed: errno {ctypes.get_errno()}")
+        maps.append((memory, start + size, page))
+        view = np.frombuffer(memory, array.dtype, array.size, size - array.nbytes).reshape(array.shape)
+        view[...] = array
+        return view
+
+    yield copy
+    for _, start, length in maps:
+        libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.PROT_READ | mmap.PROT_WRITE)
