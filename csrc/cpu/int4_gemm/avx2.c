@@ -160,7 +160,7 @@ INLINE void dot32(const uint8_t *lines, const int32_t *a, int rows, int64_t ahea
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256i acc[2 * MR8];
     for (int i = 0; i < 2 * rows; i++) acc[i] = _mm256_setzero_si256();
-#pragma GCC unroll 1
+#pragma GCC unroll 4
     for (const uint8_t *end = lines + ASSAY_LINES32; lines < end; lines += 128, a += 2 * rows) {
         if (ahead) prefetch(lines + ahead);
         __m256i w0 = _mm256_and_si256(_mm256_load_si256((const __m256i *)lines), nibble);
@@ -194,31 +194,31 @@ INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, 
     const int32_t *a = (const int32_t *)((const int8_t *)p->values + row0 * l->k_padded);
     const float *scale = p->scale + row0 * l->groups;
     const int32_t *comp = p->comp + row0 * l->groups;
+    const int64_t reach[2] = {halves & 1 ? ahead : 0, halves & 2 ? ahead : 0};
     __m256 f[4 * MR8];
     for (int i = 0; i < 4 * rows; i++) f[i] = _mm256_setzero_ps();
     for (int64_t g = 0; g < l->groups; g++, scale += rows, comp += rows) {
         const uint8_t *block = tile + assay_w4_block_offset(l, g);
+        /* Both halves of 32 k before the next 32 k: the stream is read in order. */
+        __m256i sum[2][2 * MR8];
         for (int h = 0; h < 2; h++) {
-            const uint8_t *lines = block + ASSAY_SCALE_BYTES + 64 * h;
-            const int64_t reach = halves >> h & 1 ? ahead : 0;
-            if (reach) prefetch_terms(l, tile, g, h, reach);
-            __m256i sum[2 * MR8];
-            dot32(lines, a, rows, reach, sum);
-            for (int64_t k = 32; k < l->group_padded; k += 32) {
+            if (reach[h]) prefetch_terms(l, tile, g, h, reach[h]);
+            dot32(block + ASSAY_SCALE_BYTES + 64 * h, a, rows, reach[h], sum[h]);
+        }
+        for (int64_t k = 32; k < l->group_padded; k += 32)
+            for (int h = 0; h < 2; h++) {
                 __m256i more[2 * MR8];
-                dot32(lines + k / 32 * ASSAY_LINES32, a + k / 4 * rows, rows, reach, more);
-                for (int i = 0; i < 2 * rows; i++) sum[i] = _mm256_add_epi32(sum[i], more[i]);
+                dot32(block + ASSAY_SCALE_BYTES + 64 * h + k / 32 * ASSAY_LINES32, a + k / 4 * rows, rows, reach[h], more);
+                for (int i = 0; i < 2 * rows; i++) sum[h][i] = _mm256_add_epi32(sum[h][i], more[i]);
             }
-            for (int v = 0; v < 2; v++) {
-                const __m256 ws = scale_of(block, 2 * h + v);
-                for (int r = 0; r < rows; r++) {
-                    __m256i fix = _mm256_set1_epi32(comp[r]);
-                    if (!l->symmetric)
-                        fix = _mm256_mullo_epi32(fix, zero_of(tile + assay_w4_zero_offset(l, g), 2 * h + v));
-                    const __m256 dot = _mm256_cvtepi32_ps(_mm256_add_epi32(sum[2 * r + v], fix));
-                    const __m256 s = _mm256_mul_ps(ws, _mm256_set1_ps(scale[r]));
-                    f[4 * r + 2 * h + v] = _mm256_fmadd_ps(dot, s, f[4 * r + 2 * h + v]);
-                }
+        for (int v = 0; v < 4; v++) {
+            const __m256 ws = scale_of(block, v);
+            for (int r = 0; r < rows; r++) {
+                __m256i fix = _mm256_set1_epi32(comp[r]);
+                if (!l->symmetric) fix = _mm256_mullo_epi32(fix, zero_of(tile + assay_w4_zero_offset(l, g), v));
+                const __m256 dot = _mm256_cvtepi32_ps(_mm256_add_epi32(sum[v / 2][2 * r + v % 2], fix));
+                const __m256 s = _mm256_mul_ps(ws, _mm256_set1_ps(scale[r]));
+                f[4 * r + v] = _mm256_fmadd_ps(dot, s, f[4 * r + v]);
             }
         }
         a += l->group_padded / 4 * rows;
