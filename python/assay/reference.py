@@ -58,7 +58,7 @@ def dequantize_int4(
 
 def quantize_activations(a: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes int8 [M, K] and scales float32 [M, K / group_size] of w4a8's activations (assay.h)."""
-    groups = a.astype(np.float32).reshape(len(a), -1, group_size)
+    groups = a.astype(np.float32).reshape(len(a), a.shape[1] // group_size, group_size)
     amax = np.abs(groups).max(-1)
     finite = np.isfinite(groups).all(-1)
     live = finite & (amax >= np.float32(1e-30))
@@ -102,7 +102,7 @@ def w4a16_gemm(
         padded = np.zeros((m, -(-group_size // 8) * 8), np.float32)
         padded[:, :group_size] = x[:, g * group_size : (g + 1) * group_size]
         lane = np.zeros((m, 8), np.float32)
-        for step in padded.reshape(m, -1, 8).transpose(1, 0, 2):
+        for step in padded.reshape(m, padded.shape[1] // 8, 8).transpose(1, 0, 2):
             lane = lane + step
         fold = ((lane[:, 0] + lane[:, 4]) + (lane[:, 2] + lane[:, 6])) + (
             (lane[:, 1] + lane[:, 5]) + (lane[:, 3] + lane[:, 7])

@@ -1,0 +1,53 @@
+/* Probes for AVX2. int8: vpmaddubsw + vpaddw, as in the INT4 GEMM without its unpacking and scaling: 64 operations a pair,
+ * at best two pairs a cycle (Zen 3: two multiply ports, four adders). fp32: two FMAs of 8 lanes a cycle. */
+#include "../../kernels.h"
+
+#include <immintrin.h>
+
+static uint64_t read_all(const void *buffer, size_t bytes) {
+    const uint8_t *at = buffer;
+    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+    size_t i = 0;
+    for (; i + 128 <= bytes; i += 128) {
+        a = _mm256_xor_si256(a, _mm256_loadu_si256((const __m256i *)(at + i)));
+        b = _mm256_xor_si256(b, _mm256_loadu_si256((const __m256i *)(at + i + 32)));
+        c = _mm256_xor_si256(c, _mm256_loadu_si256((const __m256i *)(at + i + 64)));
+        d = _mm256_xor_si256(d, _mm256_loadu_si256((const __m256i *)(at + i + 96)));
+    }
+    a = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));
+    uint64_t lanes[4], rest = 0;
+    _mm256_storeu_si256((__m256i *)lanes, a);
+    for (; i < bytes; i++) rest ^= at[i];
+    return lanes[0] ^ lanes[1] ^ lanes[2] ^ lanes[3] ^ rest;
+}
+
+enum { CHAINS = 12 };
+
+static double int8(int64_t iterations) {
+    __m256i acc[CHAINS], w = _mm256_set1_epi8(7), x = _mm256_set1_epi8(-3);
+    for (int i = 0; i < CHAINS; i++) acc[i] = _mm256_setzero_si256();
+    for (int64_t n = 0; n < iterations; n++)
+#pragma GCC unroll 12
+        for (int i = 0; i < CHAINS; i++) {
+            __asm__("" : "+x"(w)); /* a new product each time */
+            acc[i] = _mm256_add_epi16(acc[i], _mm256_maddubs_epi16(w, x));
+            __asm__("" : "+x"(acc[i]));
+        }
+    for (int i = 0; i < CHAINS; i++) __asm__ volatile("" : : "x"(acc[i]));
+    return 64.0 * CHAINS * (double)iterations;
+}
+
+static double fp32(int64_t iterations) {
+    __m256 acc[CHAINS], w = _mm256_set1_ps(1.0f), x = _mm256_set1_ps(1e-9f);
+    for (int i = 0; i < CHAINS; i++) acc[i] = _mm256_setzero_ps();
+    for (int64_t n = 0; n < iterations; n++)
+#pragma GCC unroll 12
+        for (int i = 0; i < CHAINS; i++) {
+            acc[i] = _mm256_fmadd_ps(w, x, acc[i]);
+            __asm__("" : "+x"(acc[i]));
+        }
+    for (int i = 0; i < CHAINS; i++) __asm__ volatile("" : : "x"(acc[i]));
+    return 16.0 * CHAINS * (double)iterations;
+}
+
+const assay_probe_kernel assay_probe_avx2 = {read_all, int8, fp32};

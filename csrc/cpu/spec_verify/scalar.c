@@ -1,0 +1,51 @@
+/* Passes over a block of logits in portable C (spec_verify.h states them): what the other variants must equal bit for bit. */
+#include "spec_verify.h"
+#include "../float16.h"
+#include "../vexp.h"
+
+#include <float.h>
+
+static float largest(const void *row, int dtype, int64_t n) {
+    float m = -INFINITY;
+    int nan = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float x = assay_load_f32(row, dtype, i);
+        nan |= x != x;
+        m = x > m ? x : m;
+    }
+    return nan ? NAN : m;
+}
+
+static int64_t find(const void *row, int dtype, int64_t n, float value) {
+    for (int64_t i = 0; i < n; i++)
+        if (assay_load_f32(row, dtype, i) == value) return i;
+    return -1;
+}
+
+static float weights(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *out) {
+    float lane[16] = {0};
+    for (int64_t i = 0; i < assay_round_up(n, 16); i++) {
+        out[i] = i < n ? assay_vexp((assay_load_f32(row, dtype, i) - shift) * inverse_t) : 0;
+        lane[i % 16] += out[i];
+    }
+    return assay_fold16(lane);
+}
+
+static float residual(const void *row, int dtype, int64_t n, float shift, float inverse_t, float scale, const float *q,
+                      float *out) {
+    float lane[16] = {0};
+    int bad = 0;
+    for (int64_t i = 0; i < assay_round_up(n, 16); i++) {
+        out[i] = 0;
+        if (i < n) {
+            const float p = assay_vexp((assay_load_f32(row, dtype, i) - shift) * inverse_t) * scale;
+            const float excess = p - q[i];
+            bad |= !(q[i] >= 0 && q[i] <= FLT_MAX);
+            if (excess > 0) out[i] = excess;
+        }
+        lane[i % 16] += out[i];
+    }
+    return bad ? NAN : assay_fold16(lane);
+}
+
+const assay_spec_verify_kernel assay_spec_verify_scalar = {largest, find, weights, residual};

@@ -1,0 +1,20 @@
+/* Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"; Random123), the counter-based
+ * generator of every random decision: the same number for the same key and counter, whatever was drawn before. */
+#ifndef ASSAY_PHILOX_H
+#define ASSAY_PHILOX_H
+
+#include <stdint.h>
+
+static inline void assay_philox4x32(uint32_t counter[4], uint32_t key0, uint32_t key1) {
+    for (int round = 0; round < 10; round++) {
+        const uint64_t a = (uint64_t)0xD2511F53u * counter[0], b = (uint64_t)0xCD9E8D57u * counter[2];
+        counter[0] = (uint32_t)(b >> 32) ^ counter[1] ^ key0;
+        counter[1] = (uint32_t)b;
+        counter[2] = (uint32_t)(a >> 32) ^ counter[3] ^ key1;
+        counter[3] = (uint32_t)a;
+        key0 += 0x9E3779B9u;
+        key1 += 0xBB67AE85u;
+    }
+}
+
+#endif

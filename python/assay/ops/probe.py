@@ -1,0 +1,60 @@
+"""The roofs: what this machine can do at most, measured by the same threads that run the kernels."""
+
+from typing import Any
+
+import numpy as np
+
+from .._ffi import check, ffi, lib, thread_count, variant_index
+from ..errors import AssayError
+
+
+def _seconds(value: float, what: str, isa: str | None) -> float:
+    if value <= 0:
+        check(lib.ASSAY_EISA if isa else lib.ASSAY_EINVAL, what, isa)
+    return value
+
+
+def read_bandwidth(buffer: np.ndarray, num_threads: int | None = None, repeats: int = 1, isa: str | None = None) -> float:
+    """Bytes per second of reading all of `buffer` `repeats` times, in order.
+
+    Parameters
+    ----------
+    buffer : numpy.ndarray
+        C-contiguous; several times the last-level cache to measure DRAM, a fraction of it to measure the cache.
+    """
+    if not buffer.flags.c_contiguous or not buffer.nbytes:
+        raise ValueError(f"buffer: expected a C-contiguous array with elements, got shape {list(buffer.shape)}")
+    time_s = lib.assay_probe_read(
+        ffi.from_buffer(buffer), buffer.nbytes, repeats, variant_index(isa), thread_count(num_threads)
+    )
+    return float(buffer.nbytes * repeats / _seconds(time_s, "read_bandwidth", isa))
+
+
+def _peak(call: Any, what: str, num_threads: int | None, seconds: float, isa: str | None) -> float:
+    if not 0 < seconds <= 10:
+        raise ValueError(f"seconds: expected over 0 and at most 10, got {seconds}")
+    ops = ffi.new("double *")
+    iterations = 1000
+    while True:
+        time_s = _seconds(call(iterations, variant_index(isa), thread_count(num_threads), ops), what, isa)
+        if time_s >= seconds / 2 or iterations > 1 << 40:
+            return float(ops[0] / time_s)
+        iterations = max(2 * iterations, int(iterations * min(seconds / time_s, 100)))
+
+
+def int8_peak(num_threads: int | None = None, seconds: float = 0.01, isa: str | None = None) -> float:
+    """Operations per second (a multiply-add counts two) of the tier's densest int8 dot-product loop."""
+    return _peak(lib.assay_probe_int8, "int8_peak", num_threads, seconds, isa)
+
+
+def fp32_peak(num_threads: int | None = None, seconds: float = 0.01, isa: str | None = None) -> float:
+    """Operations per second (a multiply-add counts two) of independent float32 FMAs."""
+    return _peak(lib.assay_probe_fp32, "fp32_peak", num_threads, seconds, isa)
+
+
+def dispatch_latency(num_threads: int, repeats: int = 1001) -> float:
+    """Median seconds of handing a job to `num_threads` threads until every one has begun and all have ended."""
+    value = float(lib.assay_dispatch_latency(num_threads, repeats))
+    if value < 0:
+        raise AssayError(f"dispatch_latency: expected 1..256 threads and 1..100000 repeats, got {num_threads}, {repeats}")
+    return value
