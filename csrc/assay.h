@@ -117,8 +117,13 @@ int assay_moe_route(const void *logits, int dtype, int64_t ld, int64_t tokens, i
 /* ---- chain verification --------------------------------------------------------------------------
  * Request b drafted K_b = cu[b+1] - cu[b] tokens; it owns K_b + 1 rows of target_logits, starting at row
  * cu[b] + b. rule 0 greedy: accept while the draft is the argmax (first of equals). rule 1 rejection (Leviathan
- * et al. 2023, Algorithm 1): accept when u q(x) < p(x), strictly, u in (0, 1); else sample (p - q)+. temperature 0
- * makes a request greedy in the same launch. draft_probs[sum K_b, V] float32, or NULL for one-hot drafts. */
+ * et al. 2023, Algorithm 1): accept when u q(x) < p(x), strictly, u in (0, 1); else sample (p - q)+, or p where that is
+ * all zero. p = softmax(logits / temperature). temperature 0 makes a request greedy in the same launch. draft_probs[sum K_b,
+ * V] float32, or NULL for one-hot drafts.
+ * A row is read once, and once more only where it must be resampled; rows after the first rejection never. A request has a
+ * status other than ROW_OK when one of its draft ids is outside [-1, V), a row that was reached holds a NaN, a plus
+ * infinity or nothing but minus infinity, or a draft probability that was read is negative or not finite (ROW_NAN). Then
+ * its output is all -1 and num_accepted 0: nothing of a poisoned step is used. */
 typedef struct {
     const void *target_logits;
     int32_t dtype;
@@ -131,16 +136,18 @@ typedef struct {
     const float *temperature;          /* [batch] */
     const uint64_t *seed;              /* [batch] */
     const int64_t *position;           /* [batch]: absolute position of the request's first new token */
-    const double *uniforms;            /* [sum K_b + 2 batch], or NULL: see speculative.py */
+    const double *uniforms;            /* NULL, or [sum K_b + 2 batch] in (0, 1): request b's at cu[b] + 2 b are K_b
+                                          for acceptance, one for the residual, one for the bonus token */
     int32_t *output_token_ids;         /* [batch, max_out], -1 pads */
     int64_t max_out;                   /* >= max K_b + 1 */
     int32_t *num_accepted;             /* [batch] */
     int32_t *status;                   /* [batch] */
 } assay_chain_args;
-size_t assay_chain_verify_workspace(int64_t vocab, int num_threads);
+size_t assay_chain_verify_workspace(int64_t batch, int64_t vocab); /* 0 when either is out of range */
 int assay_chain_verify(const assay_chain_args *args, int variant, int num_threads, void *workspace,
                        size_t workspace_bytes);
-/* Philox4x32-10 keyed by seed, counter (position, domain, node): the uniform in (0, 1) used above. */
+/* Philox4x32-10 keyed by seed, counter (position, domain, node): ((x >> 12) + 1/2) 2^-52 of its first 64 bits x, in (0, 1).
+ * Draft i of a request uses position + i and node 0; domains: 1 acceptance, 2 residual, 3 bonus token. */
 double assay_uniform(uint64_t seed, int64_t position, uint32_t domain, uint32_t node);
 
 /* ---- probes: the roofs that kernels are measured against ---------------------------------------

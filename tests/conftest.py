@@ -41,3 +41,14 @@ def guarded():
     yield copy
     for _, start, length in maps:
         libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """(ffi, lib) of a library whose AVX-512 kernels run on this CPU by emulated intrinsics (tests/emulate)."""
+    from emulate import build
+
+    try:
+        return build.load(tmp_path_factory.mktemp("emulated"))
+    except build.UnavailableError as exc:
+        pytest.skip(str(exc))

@@ -10,8 +10,8 @@ import math
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -679,9 +679,3 @@ def from_pytest_benchmark(path: str | os.PathLike[str]) -> Profile:
         )
     except ProfileError as error:
         raise ProfileError(f"{name}: {error}") from error
-
-
-def with_fits(profile: Profile, summarise: Callable[[Profile], tuple[dict[str, Json], dict[str, Json]]]) -> Profile:
-    """A copy with ``fits`` and ``accuracy`` filled by ``summarise`` (that of ``assay.cost.fit``)."""
-    fits, accuracy = summarise(profile)
-    return replace(profile, fits=fits, accuracy=accuracy)

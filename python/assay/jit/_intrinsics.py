@@ -35,6 +35,26 @@ def half_to_float(typingctx: Any, bits: Any) -> Any:
 
 
 @intrinsic
+def bits_of_float(typingctx: Any, x: Any) -> Any:
+    """The bits of a float32, as uint32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), codegen
+
+
+@intrinsic
+def float_of_bits(typingctx: Any, bits: Any) -> Any:
+    """The float32 of a uint32's bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), codegen
+
+
+@intrinsic
 def load_lane(typingctx: Any, data: Any, at: Any) -> Any:
     """Four bytes of a uint8 array as one little-endian int32."""
 
@@ -48,4 +68,4 @@ def load_lane(typingctx: Any, data: Any, at: Any) -> Any:
     return types.int32(data, types.intp), codegen
 
 
-__all__ = ["fma32", "half_to_float", "load_lane"]
+__all__ = ["bits_of_float", "float_of_bits", "fma32", "half_to_float", "load_lane"]

@@ -1,0 +1,102 @@
+"""Models by name, from ``models.json``: each row with its source and date; and from files, by what is in them."""
+
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError
+from ..model import ModelSpec, UnknownModelError, lookup, slug
+
+__all__ = ["list_models", "load_model", "resolve_model"]
+
+
+@cache
+def _rows() -> dict[str, dict[str, Any]]:
+    text = files(__package__).joinpath("models.json").read_text(encoding="utf-8")
+    return {row["name"]: row for row in json.loads(text)["models"]}
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Slugs of names, titles and aliases to names."""
+    found: dict[str, str] = {}
+    for name, row in _rows().items():
+        for alias in (name, row["title"], *row["aliases"]):
+            key = slug(alias)
+            if found.setdefault(key, name) != name:
+                raise FormatError(f"models.json: alias {alias!r}: expected one model, got {found[key]} and {name}")
+    return found
+
+
+def list_models() -> list[str]:
+    """Names of the catalog's models, in its order."""
+    return list(_rows())
+
+
+def load_model(name: str) -> ModelSpec:
+    """A model of the catalog by name or alias; case, owner ("mistralai/") and separators do not matter.
+
+    Raises
+    ------
+    UnknownModelError
+        With the nearest names and the list of all.
+    """
+    from ..formats.hf import spec_from_config
+
+    row = _rows()[lookup(name, _names())]
+    return spec_from_config(row["config"], row["title"], f"{row['source']} ({row['date']})")
+
+
+def resolve_model(text: str | Path) -> ModelSpec:
+    """The model that `text` names: a catalog name, or else a file, told apart by its content.
+
+    Parameters
+    ----------
+    text
+        A name or alias, a GGUF file, a Hugging Face ``config.json``, or a folder that has one. A plain name is looked up
+        in the catalog first; one with a "/" may also be a path, and is when there is something at it.
+
+    Raises
+    ------
+    UnknownModelError
+        Neither in the catalog nor a file.
+    FormatError
+        A file that is neither, or malformed.
+    """
+    text = str(text)
+    named = slug(text) in _names()
+    if named and "/" not in text:
+        return load_model(text)
+    try:
+        path = Path(text).expanduser()
+        exists = bool(text) and path.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, an unknown ~user
+        exists = False
+    if named and not exists:  # "mistralai/Mixtral-8x7B-v0.1", unless a folder of that name is here
+        return load_model(text)
+    if not exists:
+        lookup(text, _names(), note=", and there is no such file")
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            path = path / "config.json"
+        else:
+            raise FormatError(f"{path}: expected a folder with a config.json, or a file")
+    if not path.is_file():
+        raise FormatError(f"{path}: expected a regular file")
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(4096)
+    except OSError as exc:
+        raise FormatError(f"{path}: cannot be read: {exc.strerror}") from exc
+    if head[:4] == b"GGUF":
+        from ..formats.gguf import model_spec, open_gguf
+
+        with open_gguf(path) as file:
+            return model_spec(file)
+    if head.lstrip()[:1] == b"{":
+        from ..formats.hf import load_config
+
+        return load_config(path)
+    raise FormatError(f"{path}: expected a GGUF file or a config.json, got a file that starts with {head[:8]!r}")

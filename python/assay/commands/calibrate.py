@@ -1,0 +1,104 @@
+"""``assay calibrate``: measure this machine with the real kernels, fit, and write a profile."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--quick", action="store_true", help="about half a minute of measuring (default)")
+    mode.add_argument("--full", action="store_true", help="about five minutes: more shapes, group sizes and passes")
+    parser.add_argument("--threads", type=int, metavar="N", help="measure at 1 and N threads (default: all usable)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the profile to write (default: where predict looks)")
+    parser.add_argument("--seed", type=int, default=0, help="of the data and the order of the points (default 0)")
+    parser.add_argument("--fresh", action="store_true", help="do not go on from an interrupted run")
+    parser.add_argument("--format", choices=("table", "md", "csv", "json"), default="table", help="of what is printed")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and prints; 130 when interrupted, with everything measured kept."""
+    from assay import profile
+    from assay.measure import run as calibration
+    from assay.ops import info
+    from assay.report.progress import Progress
+
+    most = info.num_threads()
+    if args.threads is not None and not 1 <= args.threads <= 256:
+        raise ValueError(f"--threads: expected 1..256, got {args.threads}")
+    if args.seed < 0:
+        raise ValueError(f"--seed: expected 0 or more, got {args.seed}")
+    top = args.threads or most
+    path = args.output or profile.default_profile_path()
+    mode = "full" if args.full else "quick"
+    job = calibration.Run(
+        mode, sorted({1, top}), args.seed, path, command=["assay", *sys.argv[1:]] if sys.argv[1:] else None
+    )
+    if args.fresh:
+        calibration.partial_path(path).unlink(missing_ok=True)
+    elif note := job.resume():
+        print(note, file=sys.stderr)
+    try:
+        with Progress(job.budget_s, f"calibrate --{mode}", show=True) as bar:
+            made = job.measure(bar.advance)
+    except calibration.InterruptedRun as stop:
+        print(f"assay calibrate: {stop}", file=sys.stderr)
+        return 130
+    _print(made, str(path), args.format)
+    return 0
+
+
+def _print(made: Any, path: str, fmt: str) -> None:
+    from assay.measure import summary
+    from assay.report.table import Column, bandwidth, op_rate, percent, render, seconds, signed_percent
+
+    roofs, ops = summary.roof_rows(made), summary.op_rows(made)
+    if fmt == "json":
+        json.dump(
+            {
+                "schema": "assay-calibration", "schema_version": 1, "profile": path, "machine": made.machine.cpu,
+                "fingerprint": made.machine.fingerprint, "measured_s": made.settings["measured_s"],
+                "notes": made.settings["notes"], "roofs": roofs, "ops": ops,
+            },
+            sys.stdout, indent=2,
+        )  # fmt: skip
+        print()
+        return
+    roof_columns = [
+        Column("roof", "roof"),
+        Column("threads", "threads"),
+        Column(("median", "unit"), "median", lambda v, unit: op_rate(v) if unit == "ops_per_s" else bandwidth(v)),
+        Column("spread", "spread", percent),
+    ]
+    op_columns = [
+        Column("op", "op"),
+        Column("threads", "threads"),
+        Column("points", "points"),
+        Column("fastest_s", "fastest", seconds),
+        Column("slowest_s", "slowest", seconds),
+        Column("spread", "spread", percent),
+        Column("roof", "against"),
+        Column("best_of_roof", "best", percent),
+        Column("median_of_roof", "median", percent),
+        Column("held_out_points", "held out"),
+        Column("held_out_median_ape", "median error", percent),
+        Column("held_out_p90_ape", "p90", percent),
+        Column("held_out_bias", "bias", signed_percent),
+        Column("coverage", "in 90% interval", percent),
+    ]
+    if fmt == "csv":
+        print(render(ops, op_columns, fmt), end="")
+        return
+    gemm = made.accuracy.get("w4a8_gemm", {})
+    error = f"; w4a8_gemm on {gemm['n']} held-out points: median error {percent(gemm['median_ape'])}" if gemm else ""
+    print(
+        f"{made.machine.cpu}, {made.machine.cores} cores: {len(made.samples)} points in"
+        f" {made.settings['measured_s']:.0f} s{error}\nprofile: {path}\n"
+    )
+    print(render(roofs, roof_columns, fmt), end="\n\n")
+    print(render(ops, op_columns, fmt))
+    for note in made.settings["notes"]:
+        print(f"warning: {note}")
+    print("\nnext: assay predict mixtral-8x7b")

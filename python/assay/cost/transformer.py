@@ -1,0 +1,456 @@
+"""A decoder-only transformer as kernel calls: what one decode step and one prefill cost on a calibrated machine.
+
+A step is a sum of calls, since kernels run one after another. Its interval takes the errors of calls of one op as fully
+correlated (they share a fit: their interval ends add up) and of different ops as independent (their half widths add in
+quadrature). Not priced: norms, rotary embedding, activation functions, residual additions.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from assay.cost import economics, experts
+from assay.cost.fit import CostModel, GemmClass
+from assay.cost.roofline import Estimate, Estimates, largest
+from assay.model import Matrix, ModelSpec
+
+PRECISIONS = ("file", "bf16", "int8", "int4")
+INT4_GROUP = 32
+#: Bits a weight takes, scales included: INT4 and INT8 carry one float16 scale per 32 weights.
+BITS = {"bf16": 16.0, "int8": 8.5, "int4": 4.5}
+#: A router decides which experts run: it stays in bf16 at every precision, as all published quantised mixtures keep it.
+#: An input embedding of its own is read one row a token, so that quantising it would gain nothing but memory.
+BF16_ROLES = ("router", "embedding")
+#: The compute roof that a kernel of a precision without a calibrated one would be held against.
+COMPUTE_ROOF = {"bf16": "fp32_peak", "int8": "int8_peak", "file": "int8_peak"}
+KV_BYTES = 2.0  # bf16
+GEMM_OP = "w4a8_gemm"
+PREFILL_CHUNK_MAX = 512  # tokens; chunks are no wider than the widest calibrated product, so that they stay in its range
+MAX_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Call:
+    """All calls of one kernel with one shape in a step: ``count`` times the same; seconds are of all together."""
+
+    name: str
+    op: str
+    count: float
+    shape: str
+    time_s: float
+    low_s: float
+    high_s: float
+    memory_s: float
+    compute_s: float
+    overhead_s: float
+    basis: str
+    notes: tuple[str, ...]
+
+    @property
+    def bound(self) -> str:
+        """What the largest part of the time goes to: "memory", "compute" or "overhead"."""
+        return largest(self.memory_s, self.compute_s, self.overhead_s)
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """A sum of calls, with its 90% interval.
+
+    ``basis`` is "measured" when calls with a calibrated kernel make at least 80% of the time, "roof" when they make
+    less than 20%, else "mixed". ``extrapolated`` says in what the calls leave the calibrated range.
+    """
+
+    calls: tuple[Call, ...]
+    time_s: float
+    low_s: float
+    high_s: float
+    memory_s: float
+    compute_s: float
+    overhead_s: float
+    measured_share: float
+    extrapolated: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def bound(self) -> str:
+        """What the largest part of the time goes to: "memory", "compute" or "overhead"."""
+        return largest(self.memory_s, self.compute_s, self.overhead_s)
+
+    @property
+    def basis(self) -> str:
+        """Where the time comes from: "measured", "mixed" or "roof"."""
+        return "measured" if self.measured_share >= 0.8 else "roof" if self.measured_share < 0.2 else "mixed"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a batch needs: weights, KV cache of every request at its full length, and workspace."""
+
+    weights_bytes: float
+    kv_bytes: float
+    workspace_bytes: float
+
+    @property
+    def total_bytes(self) -> float:
+        """All three."""
+        return self.weights_bytes + self.kv_bytes + self.workspace_bytes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row: a model at a precision and batch. Seconds, bytes and dollars; None where there is nothing to say.
+
+    ``tokens_per_s`` counts decode alone; ``served_tokens_per_s`` and ``usd_per_million`` include prefill.
+    """
+
+    precision: str
+    batch: int
+    isl: int
+    osl: int
+    threads: int
+    decode: StepEstimate
+    prefill: StepEstimate
+    memory: Memory
+    fits: bool | None
+    tokens_per_s: tuple[float, float, float]
+    served_tokens_per_s: tuple[float, float, float]
+    usd_per_million: tuple[float, float, float] | None
+    usd_per_million_decode: tuple[float, float, float] | None
+
+
+def check_precision(model: ModelSpec, precision: str) -> None:
+    """Raise ValueError unless ``model`` can be priced at ``precision``."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "file" and any(m.stored_bytes is None for m in model.matrices):
+        raise ValueError(
+            f"precision: expected one of {', '.join(PRECISIONS[1:])} for {model.name}, got 'file', which needs a model "
+            "file (GGUF) that says how each matrix is stored"
+        )
+
+
+def _bits(model: ModelSpec, matrix: Matrix, precision: str) -> float:
+    if precision == "file" and matrix.stored_bytes is not None:
+        return 8.0 * matrix.stored_bytes / (matrix.n * matrix.k * model.copies(matrix))
+    return BITS["bf16"] if matrix.role in BF16_ROLES else BITS[precision]
+
+
+def weight_bytes(model: ModelSpec, precision: str) -> float:
+    """Bytes of all weights at a precision; a tied embedding counts once, and is quantised with the head."""
+    check_precision(model, precision)
+    matrices = sum(_bits(model, m, precision) / 8.0 * m.n * m.k * model.copies(m) for m in model.matrices)
+    if precision == "file" and model.vector_bytes is not None:
+        return matrices + model.vector_bytes
+    num_experts = model.experts.num_experts if model.experts else 0
+    return matrices + BITS["bf16"] / 8.0 * (model.vector_params + model.expert_vector_params * num_experts)
+
+
+def memory_needed(model: ModelSpec, precision: str, batch: int, context_len: int, chunk: int) -> Memory:
+    """Memory of ``batch`` requests of ``context_len`` tokens, prefilled in chunks of ``chunk``.
+
+    Workspace: float32, four hidden vectors and three of the widest inner layer for each token in flight, and the logits.
+    """
+    tokens = max(batch, chunk)
+    widest = max((m.n for m in model.matrices if m.role not in ("lm_head", "embedding")), default=model.hidden_size)
+    return Memory(
+        weights_bytes=weight_bytes(model, precision),
+        kv_bytes=KV_BYTES * batch * model.kv_elements(context_len),
+        workspace_bytes=4.0 * (tokens * (4 * model.hidden_size + 3 * widest) + batch * model.vocab_size),
+    )
+
+
+# ---- calls ------------------------------------------------------------------------------------------------
+
+
+def _call(name: str, op: str, count: float, shape: str, estimate: Estimate, notes: tuple[str, ...] | None = None) -> Call:
+    return Call(
+        name=name,
+        op=op,
+        count=count,
+        shape=shape,
+        time_s=count * estimate.time_s,
+        low_s=count * estimate.low_s,
+        high_s=count * estimate.high_s,
+        memory_s=count * estimate.memory_s,
+        compute_s=count * estimate.compute_s,
+        overhead_s=count * estimate.overhead_s,
+        basis=estimate.basis,
+        notes=estimate.notes if notes is None else notes,
+    )
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A matrix product to be priced: ``count`` times C[m, n] with k inner, at so many bits a weight."""
+
+    name: str
+    m: float
+    n: int
+    k: int
+    count: float
+    bits: float
+    precision: str
+
+    @property
+    def shape(self) -> str:
+        return f"M={self.m:.4g} N={self.n} K={self.k}"
+
+
+def _products(model: ModelSpec, precision: str, tokens: int, logits: int) -> list[_Product]:
+    """Every product of one pass of ``tokens`` tokens, of which ``logits`` need the head."""
+    found = []
+    for matrix in model.matrices:
+        bits = _bits(model, matrix, precision)
+        kept = "bf16" if precision != "file" and matrix.role in BF16_ROLES else precision
+        if matrix.role == "embedding":  # a look-up of one row a token: nothing beside the head's product
+            continue
+        if matrix.role == "lm_head" and not logits:
+            continue
+        if matrix.role == "expert" and model.experts is not None:
+            e = model.experts
+            touched = float(experts.uniform(e.num_experts, e.experts_per_token, tokens))
+            rows = float(experts.tokens_per_expert(e.experts_per_token, tokens, touched))
+            found.append(_Product(matrix.name, rows, matrix.n, matrix.k, matrix.count * touched, bits, kept))
+            continue
+        rows = float(logits if matrix.role == "lm_head" else tokens)
+        found.append(_Product(matrix.name, rows, matrix.n, matrix.k, float(matrix.count), bits, kept))
+    return found
+
+
+def _price_products(products: Sequence[_Product], cost: CostModel, threads: int) -> list[Call]:
+    calls: list[Call | None] = [None] * len(products)
+    kinds: dict[str, list[int]] = {}
+    for i, product in enumerate(products):
+        kinds.setdefault(product.precision, []).append(i)
+    for precision, members in kinds.items():
+        m, n, k, bits = (np.array([getattr(products[i], key) for i in members], dtype=np.float64) for key in
+                         ("m", "n", "k", "bits"))  # fmt: skip
+        if precision == "int4" and cost.calibrated(GEMM_OP):
+            priced: Estimates = cost.kernel_times(
+                GEMM_OP, {"m": m, "n": n, "k": k, "group_size": INT4_GROUP, "symmetric": True}, threads
+            )
+            op = GEMM_OP
+        else:
+            activation_bytes = 4.0 if precision == "int4" else 2.0
+            compute = COMPUTE_ROOF.get(precision, "int8_peak")
+            priced = cost.roof_times(
+                bits / 8.0 * n * k + activation_bytes * m * (n + k),
+                2.0 * m * n * k,
+                threads,
+                compute=compute,
+                note=f"no calibrated kernel for {precision} products: priced on the measured roofs",
+            )
+            op = f"{precision}_gemm"
+        for j, i in enumerate(members):
+            calls[i] = _call(products[i].name, op, products[i].count, products[i].shape, priced.at(j))
+    return [c for c in calls if c is not None]
+
+
+def _attention(model: ModelSpec, cost: CostModel, threads: int, batch: int, new: int, past: int) -> list[Call]:
+    """Attention of ``new`` tokens a request over ``past`` cached ones and themselves (causally), windows capped.
+
+    Bytes: the cache, read once a request. Operations: two products of each query with each position that it sees; an
+    MLA layer works in the latent space of its cache (absorbed projections).
+    """
+    calls = []
+    for kind in model.attention:
+        seen = past + (new + 1) / 2.0  # positions that a query sees, on average
+        length = float(past + new)
+        if kind.window is not None:
+            seen, length = min(seen, kind.window), min(length, kind.window + new - 1)
+        moved = KV_BYTES * batch * length * kind.kv_elements_per_token
+        width = 2 * kind.kv_elements_per_token if kind.kind == "mla" else kind.head_dim + kind.v_head_dim
+        work = 2.0 * batch * new * seen * kind.num_heads * width
+        priced = cost.roof_times(
+            moved, work, threads, compute="fp32_peak", note="no calibrated attention kernel: priced on the measured roofs"
+        )
+        window = "" if kind.window is None else f" window={kind.window}"
+        shape = f"B={batch} Q={new} KV={length:.0f}{window}"
+        calls.append(_call("attention", "attention", kind.num_layers, shape, priced.at(0)))
+    return calls
+
+
+def _routing(model: ModelSpec, cost: CostModel, threads: int, tokens: int) -> list[Call]:
+    if model.experts is None or not cost.calibrated("moe_route"):
+        return []
+    e = model.experts
+    params = {"tokens": tokens, "num_experts": e.num_experts, "top_k": e.experts_per_token}
+    shape = f"T={tokens} E={e.num_experts} k={e.experts_per_token}"
+    return [_call("moe_route", "moe_route", e.num_layers, shape, cost.kernel_time("moe_route", params, threads))]
+
+
+def _selection(model: ModelSpec, cost: CostModel, threads: int, batch: int) -> list[Call]:
+    """Greedy choice of the next token: a verification without drafts."""
+    if not cost.calibrated("chain_verify"):
+        return []
+    params = {"batch": batch, "num_draft": 0, "vocab": model.vocab_size, "rule": "greedy"}
+    estimate = cost.kernel_time("chain_verify", params, threads)
+    return [_call("next_token", "chain_verify", 1.0, f"B={batch} V={model.vocab_size}", estimate)]
+
+
+def _sum(calls: Sequence[Call]) -> StepEstimate:
+    by_op: dict[str, list[float]] = {}
+    for c in calls:
+        ends = by_op.setdefault(c.op, [0.0, 0.0])
+        ends[0] += c.time_s - c.low_s
+        ends[1] += c.high_s - c.time_s
+    time = sum(c.time_s for c in calls)
+    measured = [c for c in calls if c.basis == "measured"]
+    roof_notes = dict.fromkeys(note for c in calls if c.basis != "measured" for note in c.notes)
+    return StepEstimate(
+        calls=tuple(calls),
+        time_s=time,
+        low_s=time - math.hypot(*(low for low, _ in by_op.values())),
+        high_s=time + math.hypot(*(high for _, high in by_op.values())),
+        memory_s=sum(c.memory_s for c in calls),
+        compute_s=sum(c.compute_s for c in calls),
+        overhead_s=sum(c.overhead_s for c in calls),
+        measured_share=sum(c.time_s for c in measured) / time,
+        extrapolated=tuple(dict.fromkeys(note for c in measured for note in c.notes)),
+        notes=tuple(roof_notes),
+    )
+
+
+# ---- steps ------------------------------------------------------------------------------------------------
+
+
+def step_cost(
+    model: ModelSpec, precision: str, batch: int, context_len: int, cost_model: CostModel, threads: int
+) -> StepEstimate:
+    """Time of one decode step: one token more for each of ``batch`` requests.
+
+    Parameters
+    ----------
+    precision
+        One of `PRECISIONS`. "int4" is priced with the calibrated INT4 product; the others, of which no kernel is
+        calibrated, on the measured roofs at the utilisation that the INT4 kernel reaches, with a wide interval.
+    context_len
+        Tokens already in the cache of each request.
+    cost_model
+        From `assay.cost.fit`.
+    threads
+        Threads of every kernel.
+
+    Notes
+    -----
+    Experts: a step touches ``U(batch)`` distinct ones a layer (independent tokens, equally popular experts), each with
+    ``batch k / U`` rows. Skewed popularity touches fewer, so this is the dear end.
+    """
+    check_precision(model, precision)
+    _at_least("batch", batch, 1)
+    _at_least("context_len", context_len, 0)
+    calls = _price_products(_products(model, precision, batch, batch), cost_model, threads)
+    calls += _attention(model, cost_model, threads, batch, 1, context_len)
+    calls += _routing(model, cost_model, threads, batch)
+    calls += _selection(model, cost_model, threads, batch)
+    return _sum(calls)
+
+
+def prefill_chunk(cost_model: CostModel, isl: int) -> int:
+    """Tokens of a prefill chunk: the widest calibrated product, at most 512, at least 32, no more than the prompt."""
+    fit = cost_model.ops.get(GEMM_OP)
+    widest = max((int(c.m[-1]) for c in fit.classes if isinstance(c, GemmClass)), default=0) if fit else 0
+    return min(isl, max(32, min(widest or PREFILL_CHUNK_MAX, PREFILL_CHUNK_MAX)))
+
+
+def prefill_cost(model: ModelSpec, precision: str, isl: int, cost_model: CostModel, threads: int) -> StepEstimate:
+    """Time from a prompt of ``isl`` tokens to its first output token, alone on the machine, in chunks.
+
+    Full chunks differ only in how much of the cache they look back on, which is linear: they are priced as so many
+    chunks with the mean past. The head runs once, for the last token.
+    """
+    check_precision(model, precision)
+    _at_least("isl", isl, 1)
+    chunk = prefill_chunk(cost_model, isl)
+    full, rest = divmod(isl, chunk)
+    calls: list[Call] = []
+    for count, tokens, past in ((full, chunk, (full - 1) * chunk / 2.0), (1 if rest else 0, rest, float(full * chunk))):
+        if not count:
+            continue
+        products = _products(model, precision, tokens, 0)
+        layers = _price_products(products, cost_model, threads)
+        layers += _attention(model, cost_model, threads, 1, tokens, round(past))
+        layers += _routing(model, cost_model, threads, tokens)
+        calls += [_times(c, count) for c in layers]
+    head = replace(model, matrices=tuple(m for m in model.matrices if m.role == "lm_head"))
+    calls += _price_products(_products(head, precision, 1, 1), cost_model, threads)
+    calls += _selection(model, cost_model, threads, 1)
+    return _sum(calls)
+
+
+def _times(call: Call, count: int) -> Call:
+    return replace(
+        call,
+        count=call.count * count,
+        time_s=call.time_s * count,
+        low_s=call.low_s * count,
+        high_s=call.high_s * count,
+        memory_s=call.memory_s * count,
+        compute_s=call.compute_s * count,
+        overhead_s=call.overhead_s * count,
+    )
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= MAX_TOKENS:
+        raise ValueError(f"{name}: expected an integer in {low}..{MAX_TOKENS}, got {value!r}")
+
+
+def predict(
+    model: ModelSpec,
+    precision: str,
+    batch: int,
+    isl: int,
+    osl: int,
+    cost_model: CostModel,
+    threads: int,
+    *,
+    memory_bytes: int | None = None,
+    usd_per_hour: float | None = None,
+) -> Prediction:
+    """Price a model: decode at the mean context ``isl + osl / 2``, prefill, memory, throughput, dollars.
+
+    Parameters
+    ----------
+    isl, osl
+        Input and output tokens of each request, at least 1.
+    memory_bytes
+        Memory of the machine; None when unknown, and then ``fits`` is None.
+    usd_per_hour
+        Price of the machine; None leaves the dollars out.
+    """
+    for name, value in (("batch", batch), ("isl", isl), ("osl", osl)):
+        _at_least(name, value, 1)
+    _at_least("threads", threads, 1)
+    decode = step_cost(model, precision, batch, isl + osl // 2, cost_model, threads)
+    prefill = prefill_cost(model, precision, isl, cost_model, threads)
+    memory = memory_needed(model, precision, batch, isl + osl, prefill_chunk(cost_model, isl))
+    # The slow end of the time is the low end of the speed.
+    speed = (batch / decode.time_s, batch / decode.high_s, batch / decode.low_s)
+    served = (
+        economics.served_tokens_per_s(batch, osl, prefill.time_s, decode.time_s),
+        economics.served_tokens_per_s(batch, osl, prefill.high_s, decode.high_s),
+        economics.served_tokens_per_s(batch, osl, prefill.low_s, decode.low_s),
+    )
+    return Prediction(
+        precision=precision,
+        batch=batch,
+        isl=isl,
+        osl=osl,
+        threads=threads,
+        decode=decode,
+        prefill=prefill,
+        memory=memory,
+        fits=None if memory_bytes is None else memory.total_bytes <= memory_bytes,
+        tokens_per_s=speed,
+        served_tokens_per_s=served,
+        usd_per_million=None if usd_per_hour is None else _usd(usd_per_hour, served),
+        usd_per_million_decode=None if usd_per_hour is None else _usd(usd_per_hour, speed),
+    )
+
+
+def _usd(usd_per_hour: float, speed: tuple[float, float, float]) -> tuple[float, float, float]:
+    middle, slow, fast = (economics.usd_per_million_tokens(usd_per_hour, s) for s in speed)
+    return middle, fast, slow

@@ -1,0 +1,31 @@
+"""Files of other projects, read into one inner form: GGUF models, Hugging Face configurations.
+
+Names are loaded at first use, so that reading a ``config.json`` does not load numpy.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "GGUFFile": ".gguf",
+    "GGUFTensor": ".gguf",
+    "model_spec": ".gguf",
+    "open_gguf": ".gguf",
+    "dequantize_rows": ".dequant",
+    "load_config": ".hf",
+    "spec_from_config": ".hf",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

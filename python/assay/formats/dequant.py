@@ -1,0 +1,207 @@
+"""GGML's block formats: sizes of all, and numpy dequantisers of the common ones.
+
+The formats are those of ggml-common.h (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h); results equal
+``gguf.quants.dequantize`` bit for bit, because the operations and their order are the same single-precision ones.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import FormatError
+
+__all__ = ["GGML_TYPES", "SUPPORTED", "GGMLType", "dequantize_rows"]
+
+
+class GGMLType(NamedTuple):
+    """A storage type: `block_size` weights in `block_bytes` bytes."""
+
+    name: str
+    block_size: int
+    block_bytes: int
+
+
+#: By the type id of the file. Ids that are missing were never assigned or have been withdrawn.
+GGML_TYPES: dict[int, GGMLType] = {
+    0: GGMLType("F32", 1, 4),
+    1: GGMLType("F16", 1, 2),
+    2: GGMLType("Q4_0", 32, 18),
+    3: GGMLType("Q4_1", 32, 20),
+    6: GGMLType("Q5_0", 32, 22),
+    7: GGMLType("Q5_1", 32, 24),
+    8: GGMLType("Q8_0", 32, 34),
+    9: GGMLType("Q8_1", 32, 40),
+    10: GGMLType("Q2_K", 256, 84),
+    11: GGMLType("Q3_K", 256, 110),
+    12: GGMLType("Q4_K", 256, 144),
+    13: GGMLType("Q5_K", 256, 176),
+    14: GGMLType("Q6_K", 256, 210),
+    15: GGMLType("Q8_K", 256, 292),
+    16: GGMLType("IQ2_XXS", 256, 66),
+    17: GGMLType("IQ2_XS", 256, 74),
+    18: GGMLType("IQ3_XXS", 256, 98),
+    19: GGMLType("IQ1_S", 256, 50),
+    20: GGMLType("IQ4_NL", 32, 18),
+    21: GGMLType("IQ3_S", 256, 110),
+    22: GGMLType("IQ2_S", 256, 82),
+    23: GGMLType("IQ4_XS", 256, 136),
+    24: GGMLType("I8", 1, 1),
+    25: GGMLType("I16", 1, 2),
+    26: GGMLType("I32", 1, 4),
+    27: GGMLType("I64", 1, 8),
+    28: GGMLType("F64", 1, 8),
+    29: GGMLType("IQ1_M", 256, 56),
+    30: GGMLType("BF16", 1, 2),
+    34: GGMLType("TQ1_0", 256, 54),
+    35: GGMLType("TQ2_0", 256, 66),
+    39: GGMLType("MXFP4", 32, 17),
+    40: GGMLType("NVFP4", 64, 36),
+    41: GGMLType("Q1_0", 128, 18),
+}
+
+_BY_NAME = {t.name: t for t in GGML_TYPES.values()}
+
+# Weights handled at a time: a few temporaries of this many floats stay within a last-level cache, and memory bounded.
+_CHUNK = 1 << 18
+
+
+def _f16(b: np.ndarray, at: int) -> np.ndarray:
+    """The f16 at byte `at` of every block, as float32 [n, 1]."""
+    return np.ascontiguousarray(b[:, at : at + 2]).view("<f2").astype(np.float32)
+
+
+def _halves(qs: np.ndarray) -> np.ndarray:
+    """Low nibbles then high nibbles of every run: [n, r, c] -> [n, 2rc], run by run."""
+    return np.concatenate([qs & np.uint8(15), qs >> np.uint8(4)], axis=2).reshape(len(qs), -1)
+
+
+def _fifth_bits(b: np.ndarray, at: int) -> np.ndarray:
+    """Bit 4 of each of 32 weights, from the 32-bit word at byte `at`: [n, 32], 0 or 16."""
+    return np.unpackbits(b[:, at : at + 4], axis=1, bitorder="little") << np.uint8(4)
+
+
+def _f32(b: np.ndarray) -> np.ndarray:
+    return b.view("<f4").astype(np.float32, copy=False)
+
+
+def _half(b: np.ndarray) -> np.ndarray:
+    return b.view("<f2").astype(np.float32)
+
+
+def _bf16(b: np.ndarray) -> np.ndarray:
+    return (b.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _q4_0(b: np.ndarray) -> np.ndarray:
+    q = _halves(b[:, None, 2:]).view(np.int8) - np.int8(8)
+    return _f16(b, 0) * q.astype(np.float32)
+
+
+def _q4_1(b: np.ndarray) -> np.ndarray:
+    return _f16(b, 0) * _halves(b[:, None, 4:]).astype(np.float32) + _f16(b, 2)
+
+
+def _q5_0(b: np.ndarray) -> np.ndarray:
+    q = (_halves(b[:, None, 6:]) | _fifth_bits(b, 2)).view(np.int8) - np.int8(16)
+    return _f16(b, 0) * q.astype(np.float32)
+
+
+def _q5_1(b: np.ndarray) -> np.ndarray:
+    q = _halves(b[:, None, 8:]) | _fifth_bits(b, 4)
+    return _f16(b, 0) * q.astype(np.float32) + _f16(b, 2)
+
+
+def _q8_0(b: np.ndarray) -> np.ndarray:
+    return b[:, 2:].view(np.int8).astype(np.float32) * _f16(b, 0)
+
+
+def _k_scales(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``d * scale`` and ``dmin * min`` of the eight sub-blocks of Q4_K and Q5_K, float32 [n, 8, 1].
+
+    Twelve bytes hold eight 6-bit scales and eight 6-bit mins: bytes 0-3 the low four scales, 4-7 the low four mins, each
+    with two bits of the high ones on top; 8-11 the low nibbles of the high four scales, and of the high four mins.
+    """
+    low, mid, high = b[:, 4:8], b[:, 8:12], b[:, 12:16]
+    scale = np.concatenate([low & np.uint8(63), (high & np.uint8(15)) | ((low >> np.uint8(2)) & np.uint8(48))], axis=1)
+    least = np.concatenate([mid & np.uint8(63), (high >> np.uint8(4)) | ((mid >> np.uint8(2)) & np.uint8(48))], axis=1)
+    return (_f16(b, 0) * scale.astype(np.float32))[:, :, None], (_f16(b, 2) * least.astype(np.float32))[:, :, None]
+
+
+def _q4_k(b: np.ndarray) -> np.ndarray:
+    d, m = _k_scales(b)
+    q = _halves(b[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    return (d * q.astype(np.float32) - m).reshape(-1, 256)
+
+
+def _q5_k(b: np.ndarray) -> np.ndarray:
+    d, m = _k_scales(b)
+    fifth = np.unpackbits(b[:, 16:48, None], axis=2, bitorder="little").transpose(0, 2, 1) << np.uint8(4)
+    q = _halves(b[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32) | fifth
+    return (d * q.astype(np.float32) - m).reshape(-1, 256)
+
+
+def _q6_k(b: np.ndarray) -> np.ndarray:
+    d = (_f16(b, 208) * b[:, 192:208].view(np.int8).astype(np.float32))[:, :, None]
+    low = _halves(b[:, :128].reshape(-1, 2, 64)).reshape(-1, 8, 32)
+    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
+    high = ((b[:, 128:192].reshape(-1, 2, 1, 32) >> shifts) & np.uint8(3)).reshape(-1, 8, 32)
+    q = (low | (high << np.uint8(4))).view(np.int8) - np.int8(32)
+    return (d * q.reshape(-1, 16, 16).astype(np.float32)).reshape(-1, 256)
+
+
+_DEQUANTIZERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "F32": _f32,
+    "F16": _half,
+    "BF16": _bf16,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+}
+
+#: Names of the types that `dequantize_rows` knows.
+SUPPORTED = tuple(_DEQUANTIZERS)
+
+
+def dequantize_rows(rows: np.ndarray, type_name: str) -> np.ndarray:
+    """Expands rows of blocks.
+
+    Parameters
+    ----------
+    rows : uint8 [R, row_bytes]
+        Any strides; chunks of it are copied.
+    type_name
+        "Q4_K", ...
+
+    Returns
+    -------
+    float32 [R, K]
+        With ``K = row_bytes / block_bytes * block_size``.
+
+    Raises
+    ------
+    FormatError
+        A type that has no dequantiser here, or rows that are no whole number of blocks.
+    """
+    dequantizer = _DEQUANTIZERS.get(type_name)
+    if dequantizer is None:
+        raise FormatError(f"type {type_name}: expected one of {', '.join(SUPPORTED)} to dequantise")
+    if rows.ndim != 2 or rows.dtype != np.uint8:
+        raise ValueError(f"rows: expected uint8 [R, row_bytes], got {rows.dtype} {list(rows.shape)}")
+    _, block_size, block_bytes = _BY_NAME[type_name]
+    count, row_bytes = rows.shape
+    if row_bytes % block_bytes:
+        raise FormatError(f"rows: expected a multiple of {block_bytes} bytes ({type_name}), got {row_bytes}")
+    k = row_bytes // block_bytes * block_size
+    out = np.empty((count, k), np.float32)
+    step = max(1, _CHUNK // max(k, 1))
+    with np.errstate(all="ignore"):  # infinite and NaN scales are the file's own and propagate
+        for at in range(0, count, step):
+            blocks = np.ascontiguousarray(rows[at : at + step]).reshape(-1, block_bytes)
+            out[at : at + step] = dequantizer(blocks).reshape(-1, k)
+    return out

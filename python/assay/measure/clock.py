@@ -1,0 +1,72 @@
+"""How a call is timed, the same way by ``assay calibrate`` and by ``benchmarks/``.
+
+A sample is the mean over as many calls as make it last 100 us (one, for a GEMM of any size), after one call that is not
+timed: it wakes the workers and brings the code in. Calls rotate through copies of their data, so that weights come from
+DRAM as they do in a model. Machines drift and are shared: points are visited in turns, several times a run, and what is
+kept are all samples, their median and their spread.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from time import perf_counter_ns
+
+Call = Callable[[], object]
+Clock = Callable[[], int]
+
+SAMPLE_NS = 100_000
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No garbage collection while timing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class Timer:
+    """Times one point over several visits; the rotation goes on from visit to visit.
+
+    Parameters
+    ----------
+    calls
+        The same computation on different data of the same shape; at least one.
+    clock
+        Nanoseconds, for tests.
+    """
+
+    def __init__(self, calls: Sequence[Call], clock: Clock = perf_counter_ns) -> None:
+        if not calls:
+            raise ValueError("calls: expected at least one, got none")
+        self._next = cycle(calls).__next__
+        self._clock = clock
+        self._per_sample: int | None = None
+        #: Seconds per call, one entry a sample.
+        self.samples: list[float] = []
+
+    def _time(self, count: int) -> int:
+        batch = [self._next() for _ in range(count)]
+        clock = self._clock
+        start = clock()
+        for call in batch:
+            call()
+        return clock() - start
+
+    def visit(self, budget_s: float, min_samples: int = 3, max_samples: int = 15) -> float:
+        """Takes samples for about `budget_s` seconds, `min_samples` to `max_samples`; returns the seconds it took."""
+        begun = self._clock()
+        with quiet():
+            self._time(1)
+            if self._per_sample is None:
+                self._per_sample = max(1, round(SAMPLE_NS / max(self._time(1), 1)))
+            for taken in range(max_samples):
+                if taken >= min_samples and self._clock() - begun > 1e9 * budget_s:
+                    break
+                self.samples.append(1e-9 * max(self._time(self._per_sample), 1) / self._per_sample)
+        return 1e-9 * (self._clock() - begun)

@@ -1,0 +1,162 @@
+"""Which points are measured: real models' shapes, and which of them the fit never sees.
+
+Held out are whole weight shapes, and numbers of rows between those that were fitted on the fitted shapes: the questions
+that a user asks of the model. Bytes are what must move from DRAM (or, for routing, from cache) at the least; a
+multiply-add counts two operations.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+#: (N, K) with where they occur. Named so that benchmarks and documents speak of the same things.
+GEMM_SHAPES = {
+    "llama-8b-attn": (4096, 4096),
+    "llama-8b-up": (14336, 4096),
+    "llama-8b-down": (4096, 14336),
+    "llama-8b-kv": (1024, 4096),
+    "gemma-270m-ffn": (2048, 640),
+    "gemma-270m-head": (262144, 640),
+    "qwen3-expert-up": (768, 2048),
+    "qwen3-expert-down": (2048, 768),
+    "olmoe-attn": (2048, 2048),
+    "phi3-qkv": (9216, 3072),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing to time: an op, its shape, how many threads."""
+
+    op: str
+    threads: int
+    params: dict[str, Any] = field(hash=False)
+    held_out: bool = False
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What makes two points the same."""
+        return (self.op, self.threads, *sorted(self.params.items()))
+
+    @property
+    def label(self) -> str:
+        """Short name for a table or a benchmark's id."""
+        p = self.params
+        if self.op in ("w4a8_gemm", "w4a16_gemm"):
+            kind = "" if p["symmetric"] else "-asym"
+            return f"{p['n']}x{p['k']}-g{p['group_size']}{kind}-m{p['m']}-t{self.threads}"
+        if self.op == "moe_route":
+            return f"t{p['tokens']}-e{p['num_experts']}-k{p['top_k']}-t{self.threads}"
+        return f"{p['rule']}-b{p['batch']}-k{p['num_draft']}-v{p['vocab']}-t{self.threads}"
+
+    @property
+    def bytes(self) -> float:
+        """Bytes that the op must at least move: packed weights, activations in, outputs; logits for the other ops."""
+        p = self.params
+        if self.op in ("w4a8_gemm", "w4a16_gemm"):
+            return packed_bytes(p["n"], p["k"], p["group_size"], p["symmetric"]) + 4.0 * p["m"] * (p["k"] + p["n"])
+        if self.op == "moe_route":
+            return 4.0 * p["tokens"] * (p["num_experts"] + 2 * p["top_k"])
+        return 4.0 * p["batch"] * (p["num_draft"] + 1) * p["vocab"]
+
+    @property
+    def ops(self) -> float:
+        """Operations: multiply-adds of a GEMM; one comparison a logit for routing and greedy, one exp for rejection."""
+        p = self.params
+        if self.op in ("w4a8_gemm", "w4a16_gemm"):
+            return 2.0 * p["m"] * p["n"] * p["k"]
+        if self.op == "moe_route":
+            return float(p["tokens"] * p["num_experts"])
+        return float(p["batch"] * (p["num_draft"] + 1) * p["vocab"])
+
+
+def packed_bytes(n: int, k: int, group_size: int, symmetric: bool) -> float:
+    """Bytes of a packed INT4 matrix: 4 bits a weight, 2 bytes a scale, half a byte a zero point (rounded up as packed)."""
+    groups = k // group_size
+    tile = groups * (64 + -(-group_size // 32) * 512) + (0 if symmetric else -(-groups // 4) * 64)
+    return float(-(-n // 32) * tile)
+
+
+def _gemm(op: str, shape: str, m: int, threads: int, held_out: bool, group_size: int = 32, symmetric: bool = True) -> Point:
+    n, k = GEMM_SHAPES[shape]
+    params = {"m": m, "n": n, "k": k, "group_size": group_size, "symmetric": symmetric}
+    return Point(op, threads, params, held_out)
+
+
+def _route(tokens: int, num_experts: int, top_k: int, threads: int, held_out: bool) -> Point:
+    return Point("moe_route", threads, {"tokens": tokens, "num_experts": num_experts, "top_k": top_k}, held_out)
+
+
+def _verify(batch: int, num_draft: int, vocab: int, rule: str, threads: int, held_out: bool) -> Point:
+    params = {"batch": batch, "num_draft": num_draft, "vocab": vocab, "rule": rule}
+    return Point("chain_verify", threads, params, held_out)
+
+
+def grid(mode: str, threads: list[int]) -> list[Point]:
+    """The points of a calibration.
+
+    Parameters
+    ----------
+    mode : {"quick", "full"}
+    threads
+        Thread counts to measure at, as [1, 2].
+    """
+    if mode not in ("quick", "full"):
+        raise ValueError(f"mode: expected quick or full, got {mode!r}")
+    full = mode == "full"
+    points: list[Point] = []
+    for t in threads:
+        points += _gemm_points(t, full)
+        points += _route_points(t, full)
+        points += _verify_points(t, full)
+    unique: dict[tuple[Any, ...], Point] = {}
+    for point in points:
+        unique.setdefault(point.key, point)
+    return list(unique.values())
+
+
+def _gemm_points(t: int, full: bool) -> list[Point]:
+    widths = (1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64)
+    fitted = ("llama-8b-attn", "llama-8b-kv", "olmoe-attn")
+    points = [_gemm("w4a8_gemm", shape, m, t, False) for shape in fitted for m in widths]
+    points += [_gemm("w4a8_gemm", "llama-8b-down", m, t, False) for m in (1, 4, 16)]
+    # Held out: shapes never fitted, and widths between the fitted ones.
+    points += [_gemm("w4a8_gemm", "gemma-270m-ffn", m, t, True) for m in (1, 3, 8, 32)]
+    points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True) for m in (1, 2, 4, 6, 16)]
+    points += [_gemm("w4a8_gemm", "llama-8b-up", m, t, True) for m in (1, 4, 8)]
+    points += [_gemm("w4a8_gemm", "llama-8b-attn", m, t, True) for m in (7, 24, 48)]
+    points += [_gemm("w4a16_gemm", shape, m, t, False) for shape in ("llama-8b-attn", "olmoe-attn") for m in (1, 2, 4, 8, 16)]
+    points += [_gemm("w4a16_gemm", "phi3-qkv", m, t, True) for m in (1, 4)]
+    points += [_gemm("w4a16_gemm", "llama-8b-kv", m, t, True) for m in (1, 4, 12)]
+    if full:
+        points += [_gemm("w4a8_gemm", shape, m, t, False) for shape in fitted for m in (128, 256, 512)]
+        points += [_gemm("w4a8_gemm", "gemma-270m-head", m, t, True) for m in (1, 2, 4)]
+        points += [_gemm("w4a8_gemm", "qwen3-expert-up", m, t, True) for m in (1, 4, 16, 64)]
+        points += [_gemm("w4a8_gemm", "qwen3-expert-down", m, t, True) for m in (1, 4, 16, 64)]
+        points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True) for m in (64, 192, 512)]
+        for group_size, symmetric in ((128, True), (32, False), (128, False)):
+            kind = {"group_size": group_size, "symmetric": symmetric}
+            points += [_gemm("w4a8_gemm", shape, m, t, False, **kind) for shape in fitted for m in widths]
+            points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True, **kind) for m in (1, 3, 8, 24)]
+            points += [_gemm("w4a8_gemm", "llama-8b-up", m, t, True, **kind) for m in (1, 4)]
+        points += [_gemm("w4a16_gemm", shape, m, t, False) for shape in fitted for m in (32, 64, 128)]
+    return points
+
+
+def _route_points(t: int, full: bool) -> list[Point]:
+    tokens = (1, 8, 64, 512) if not full else (1, 4, 16, 64, 256, 1024)
+    points = [_route(n, e, k, t, False) for n in tokens for e, k in ((8, 2), (64, 8), (128, 8))]
+    points += [_route(n, 32, 4, t, True) for n in (1, 16, 128, 384)]
+    points += [_route(n, 256, 8, t, True) for n in (2, 32)]
+    return points
+
+
+def _verify_points(t: int, full: bool) -> list[Point]:
+    points: list[Point] = []
+    for rule in ("greedy", "rejection"):
+        points += [_verify(b, d, v, rule, t, False) for v in (32000, 128256) for b, d in ((1, 0), (1, 4), (4, 3))]
+        points += [_verify(1, 2, 152064, rule, t, True), _verify(2, 5, 50304, rule, t, True)]
+        points += [_verify(1, 8, 32000, rule, t, True), _verify(1, 0, 262144, rule, t, True)]
+        if full:
+            points += [_verify(b, d, 128256, rule, t, False) for b, d in ((1, 8), (1, 16), (8, 4), (8, 1))]
+            points += [_verify(8, 4, 32000, rule, t, False), _verify(1, 4, 262144, rule, t, True)]
+    return points

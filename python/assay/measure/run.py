@@ -1,0 +1,268 @@
+"""The calibration run: points in turns, in several passes, saved as it goes, resumed where it stopped."""
+
+import os
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from .. import __version__, machine, profile
+from ..cost import fit
+from ..errors import AssayError, ProfileError
+from ..ops import info
+from .clock import Timer
+from .points import Point, grid
+from .roofs import Roofs
+from .workloads import Workloads
+
+#: Seconds of measuring, and passes over the points that they are divided into at first.
+BUDGET_S = {"quick": 28.0, "full": 300.0}
+PASSES = {"quick": 3, "full": 5}
+#: Below this ratio of int8 peaks two threads share one core: everything measured at two threads is then one core's.
+ONE_CORE_RATIO = 1.7
+
+#: Called with the seconds of work done since the last call, and what comes next.
+Progress = Callable[[float, str], None]
+
+
+class InterruptedRun(AssayError):
+    """Ctrl-C during a calibration; what was measured is kept.
+
+    Attributes
+    ----------
+    partial : Path
+        The file that the same command goes on from.
+    points : int
+        Points that hold samples.
+    """
+
+    def __init__(self, partial: Path, points: int) -> None:
+        super().__init__(f"interrupted: {points} points are kept in {partial}; the same command goes on from there")
+        self.partial, self.points = partial, points
+
+
+@dataclass
+class _Series:
+    """A point's samples so far."""
+
+    point: Point
+    variant: str = ""
+    times: list[float] | None = None
+    near: dict[str, list[float]] | None = None
+
+    def add(self, times: list[float], near: dict[str, float]) -> None:
+        self.times = [*(self.times or []), *times]
+        kept = self.near or {}
+        self.near = {name: [*kept.get(name, []), value] for name, value in near.items()}
+
+
+def partial_path(path: str | os.PathLike[str]) -> Path:
+    """Where an unfinished calibration for `path` is kept."""
+    return Path(f"{os.fspath(path)}.partial")
+
+
+class Run:
+    """One calibration.
+
+    Parameters
+    ----------
+    mode : {"quick", "full"}
+    threads
+        Thread counts to measure at.
+    seed
+        Of the data and of the order of the points.
+    path
+        The profile to write.
+    budget_s
+        Seconds of measuring (set-up and checks come on top); default by mode.
+    points
+        Default: :func:`assay.measure.points.grid`.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        threads: list[int],
+        seed: int,
+        path: str | os.PathLike[str],
+        *,
+        budget_s: float | None = None,
+        command: list[str] | None = None,
+        points: list[Point] | None = None,
+    ) -> None:
+        self.mode, self.threads, self.seed, self.path = mode, threads, seed, Path(path)
+        self.budget_s = BUDGET_S[mode] if budget_s is None else budget_s
+        self.command = command or ["assay", "calibrate", f"--{mode}"]
+        self.notes: list[str] = []
+        self.measured_s = 0.0
+        isa = tuple(t["isa"] for t in info.isa_tiers() if t["supported"])
+        self.machine = machine.describe(isa)
+        chosen = grid(mode, threads) if points is None else points
+        order = np.random.default_rng(seed).permutation(len(chosen))
+        self._series = [_Series(chosen[i]) for i in order]
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._earlier_roofs: dict[tuple[str, int], list[float]] = {}
+        self._roofs: Roofs | None = None
+        self._saved_at = perf_counter()
+        self._reported_s = 0.0
+
+    # ---- what is known so far ----
+
+    def _readings(self) -> dict[tuple[str, int], list[float]]:
+        now = self._roofs.readings if self._roofs else {}
+        keys = [*self._earlier_roofs, *(key for key in now if key not in self._earlier_roofs)]
+        return {key: [*self._earlier_roofs.get(key, []), *now.get(key, [])] for key in keys}
+
+    def collect(self, complete: bool) -> profile.Profile:
+        """The samples as a profile; fitted when complete."""
+        here = self.machine
+        made = profile.Profile(
+            created_utc=self._started,
+            command=self.command,
+            seed=self.seed,
+            package={"assay": __version__, "kernels": info.kernel_versions(), "compiler": info.compiler()},
+            machine=profile.Machine(
+                fingerprint=here.fingerprint(),
+                cpu=here.cpu,
+                isa=here.isa,
+                cores=here.cores,
+                memory_bytes=here.memory_bytes,
+                caches={"l1d_bytes": here.l1d_bytes, "l2_bytes": here.l2_bytes, "l3_bytes": here.l3_bytes},
+                os=here.os,
+                numpy=np.__version__,
+                python=platform.python_version(),
+                extra={"cpu_id": here.cpu_id, "architecture": here.architecture, "virtual": here.virtual},
+            ),
+            settings={
+                "mode": self.mode, "threads": self.threads, "budget_s": self.budget_s,
+                "measured_s": round(self.measured_s, 3), "notes": self.notes,
+            },
+            roofs=[profile.Roof.of(name, t, values) for (name, t), values in self._readings().items()],
+            samples=[
+                profile.Sample.of(
+                    s.point.op, s.variant, s.point.threads, s.point.params, moved_bytes=s.point.bytes, ops=s.point.ops,
+                    time_s=s.times, held_out=s.point.held_out,
+                    roof_near={name: statistics.median(values) for name, values in (s.near or {}).items()},
+                )
+                for s in self._series if s.times
+            ],
+        )  # fmt: skip
+        if complete:
+            made.fits, made.accuracy = fit.summarise(made)
+            made.complete = True
+        return made
+
+    def resume(self) -> str | None:
+        """Takes over an earlier unfinished run of the same kind; says what was found, or None."""
+        partial = partial_path(self.path)
+        if not partial.exists():
+            return None
+        try:
+            old = profile.load(partial)
+        except ProfileError as exc:
+            return f"set aside: {exc} ({self._set_aside(partial)})"
+        now = self.collect(complete=False)
+        for what, was, wanted in (
+            ("machine", old.machine.fingerprint, now.machine.fingerprint),
+            ("mode", old.settings["mode"], self.mode),
+            ("threads", old.settings["threads"], self.threads),
+            ("seed", old.seed, self.seed),
+            ("kernels", old.package["kernels"], now.package["kernels"]),
+            ("version", old.package["assay"], now.package["assay"]),
+        ):
+            if was != wanted:
+                moved = self._set_aside(partial)
+                return f"an unfinished run with another {what} ({was}, now {wanted}) was set aside as {moved}"
+        by_key = {series.point.key: series for series in self._series}
+        for sample in old.samples:
+            series = by_key.get(Point(sample.op, sample.threads, dict(sample.params)).key)
+            if series:
+                series.variant = sample.variant
+                series.times = list(sample.time_s)
+                series.near = {name: [value] for name, value in (sample.roof_near or {}).items()}
+        self._earlier_roofs = {(roof.name, roof.threads): list(roof.samples) for roof in old.roofs}
+        self.measured_s = float(old.settings.get("measured_s", 0.0))
+        self._started = old.created_utc
+        return f"going on from {len(old.samples)} points measured earlier ({self.measured_s:.0f} s)"
+
+    @staticmethod
+    def _set_aside(partial: Path) -> Path:
+        aside = partial.with_name(partial.name + ".old")
+        partial.replace(aside)
+        return aside
+
+    # ---- measuring ----
+
+    def measure(self, progress: Progress) -> profile.Profile:
+        """Measures until the budget is spent, fits, writes the profile, removes the partial file.
+
+        Raises
+        ------
+        InterruptedRun
+            Ctrl-C; the partial file holds everything measured.
+        AssayError
+            A kernel gave a wrong answer.
+        """
+        try:
+            self._measure(progress)
+        except KeyboardInterrupt:
+            profile.save(self.collect(complete=False), partial_path(self.path))
+            raise InterruptedRun(partial_path(self.path), sum(1 for s in self._series if s.times)) from None
+        self._note_one_core()
+        self._report(progress, "fitting")
+        done = self.collect(complete=True)
+        profile.save(done, self.path)
+        partial_path(self.path).unlink(missing_ok=True)
+        return done
+
+    def _measure(self, progress: Progress) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._report(progress, "roofs")
+        self._roofs = Roofs(self.machine, self.threads)
+        workloads = Workloads(self.machine, self.seed)
+        timers: dict[int, Timer] = {}
+        visit_s = self.budget_s / PASSES[self.mode] / max(len(self._series), 1)
+        while True:
+            begun = perf_counter()
+            self._roofs.measure()
+            self.measured_s += perf_counter() - begun
+            for i, series in enumerate(self._series):
+                if self.measured_s >= self.budget_s and all(s.times for s in self._series):
+                    return
+                point = series.point
+                self._report(progress, f"{point.op} {point.label}")
+                if i not in timers:
+                    made = workloads.make(point)
+                    series.variant = made.variant
+                    timers[i] = Timer(made.calls)
+                begun = perf_counter()
+                near = self._roofs.near(point.threads)
+                timer = timers[i]
+                before = len(timer.samples)
+                timer.visit(visit_s - (perf_counter() - begun))
+                series.add(timer.samples[before:], near)
+                self.measured_s += perf_counter() - begun
+                if perf_counter() - self._saved_at > 2:
+                    profile.save(self.collect(complete=False), partial_path(self.path))
+                    self._saved_at = perf_counter()
+
+    def _report(self, progress: Progress, what: str) -> None:
+        progress(self.measured_s - self._reported_s, what)
+        self._reported_s = self.measured_s
+
+    def _note_one_core(self) -> None:
+        readings = self._readings()
+        if ("int8_peak", 1) not in readings or ("int8_peak", 2) not in readings:
+            return
+        ratio = statistics.median(readings["int8_peak", 2]) / statistics.median(readings["int8_peak", 1])
+        if ratio < ONE_CORE_RATIO:
+            self.notes.append(
+                f"two threads reached {ratio:.2f} times the int8 peak of one: they shared a core for much of this run,"
+                " and what was measured at two threads is too slow"
+            )

@@ -1,0 +1,73 @@
+"""What a calibration found, as rows: the roofs, and each op against them."""
+
+import statistics
+from typing import Any
+
+from ..profile import Profile, Sample
+
+#: From this many rows a GEMM is measured against the int8 (w4a16: float32) peak, below it against DRAM.
+COMPUTE_ROWS = 32
+
+
+def roof_rows(profile: Profile) -> list[dict[str, Any]]:
+    """One row a roof and number of threads: name, threads, median, spread, unit."""
+    rows = [
+        {"roof": r.name, "threads": r.threads, "median": r.median, "unit": r.unit, "spread": r.spread} for r in profile.roofs
+    ]
+    return sorted(rows, key=lambda row: (str(row["roof"]), row["threads"]))
+
+
+def roof_fraction(profile: Profile, sample: Sample) -> tuple[str, float] | None:
+    """The roof that a sample is held against, and the fraction of it that was reached.
+
+    Where the roof was read beside the sample that reading counts: machines drift.
+    """
+    if sample.op.endswith("_gemm"):
+        if sample.params["m"] >= COMPUTE_ROWS:
+            name, rate = ("fp32_peak" if sample.op == "w4a16_gemm" else "int8_peak"), sample.ops
+        else:
+            name, rate = "dram_read", sample.bytes
+    elif sample.op == "moe_route":
+        name, rate = "llc_read", sample.bytes
+    else:
+        name, rate = "dram_read", sample.bytes
+    near = (sample.roof_near or {}).get(name)
+    roof = profile.roof(name, sample.threads)
+    ceiling = near or (roof.median if roof else None)
+    return (name, rate / sample.median_s / ceiling) if ceiling else None
+
+
+def op_rows(profile: Profile) -> list[dict[str, Any]]:
+    """One row an op, number of threads and roof: points, times, spread, fraction of the roof, held-out error.
+
+    ``best_of_roof`` and ``median_of_roof`` are fractions. The error columns are of the op at all thread counts, on points
+    that the fit never saw; None where nothing was fitted.
+    """
+    groups: dict[tuple[str, int, str], list[tuple[Sample, float | None]]] = {}
+    for sample in profile.samples:
+        found = roof_fraction(profile, sample)
+        key = (sample.op, sample.threads, found[0] if found else "-")
+        groups.setdefault(key, []).append((sample, found[1] if found else None))
+    rows = []
+    for (op, threads, roof), members in sorted(groups.items()):
+        fractions = [f for _, f in members if f is not None]
+        accuracy = profile.accuracy.get(op, {})
+        rows.append(
+            {
+                "op": op,
+                "threads": threads,
+                "points": len(members),
+                "fastest_s": min(s.median_s for s, _ in members),
+                "slowest_s": max(s.median_s for s, _ in members),
+                "spread": statistics.median(s.spread for s, _ in members),
+                "roof": roof,
+                "best_of_roof": max(fractions, default=None),
+                "median_of_roof": statistics.median(fractions) if fractions else None,
+                "held_out_points": accuracy.get("n"),
+                "held_out_median_ape": accuracy.get("median_ape"),
+                "held_out_p90_ape": accuracy.get("p90_ape"),
+                "held_out_bias": accuracy.get("bias"),
+                "coverage": accuracy.get("coverage"),
+            }
+        )
+    return rows

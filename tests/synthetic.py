@@ -1,0 +1,102 @@
+"""Profiles and models made from known laws: what the cost model has to find again."""
+
+import numpy as np
+
+from assay.profile import Machine, Profile, Roof, Sample
+
+DRAM = {1: 12e9, 2: 20e9}
+LLC = {1: 40e9, 2: 70e9}
+INT8 = {1: 200e9, 2: 390e9}
+FP32 = {1: 90e9, 2: 175e9}
+SHAPES = ((4096, 4096), (14336, 4096), (1024, 4096), (4096, 14336))
+HELD_OUT_SHAPES = ((6144, 2048), (2048, 6144), (8192, 4096))
+WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64, 128)
+
+
+def gemm_seconds(m, n, k, threads, *, group_size=32, symmetric=True, overhead_s=4e-6, memory=0.88, p=5.0):
+    """The law behind the synthetic products: utilisation of int8 rises from 15% at M = 1 to 60% at 16 and stays."""
+    weight = 0.5 + (2 if symmetric else 3) / (k if group_size < 0 else group_size)
+    t_mem = (weight * n * k + 4 * m * (n + k)) / (DRAM[threads] * memory)
+    utilisation = np.interp(np.log(m), np.log([1, 16]), np.log([0.15, 0.6]))
+    t_cmp = 2.0 * m * n * k / (INT8[threads] * np.exp(utilisation))
+    return overhead_s + (t_mem**p + t_cmp**p) ** (1 / p)
+
+
+def route_seconds(tokens, num_experts, top_k, threads):
+    return 2e-6 + tokens * (20e-9 + 1.2e-9 * num_experts + 15e-9 * top_k) / threads
+
+
+def verify_seconds(batch, num_draft, vocab, rule, threads):
+    rows = batch * (num_draft + 1)
+    sampled = batch * vocab * 2e-9 if rule == "rejection" else 0.0
+    return 3e-6 + (rows * vocab * 0.3e-9 + sampled) / threads
+
+
+def synthetic_profile(noise=0.02, seed=0, *, drift=0.0, held_out=True, threads=(1, 2), groups=(32,), repeats=5, memory_gib=16):
+    """A calibration of an invented machine; ``drift`` is the sd of the machine's speed between samples, in log."""
+    rng = np.random.default_rng(seed)
+
+    def times(true, speed=1.0):
+        middle = true / speed * np.exp(rng.normal(0, noise))
+        return middle * np.exp(rng.normal(0, noise / 2 + 1e-6, repeats))
+
+    roofs = [
+        Roof.of(name, t, values[t] * np.exp(rng.normal(0, 0.005, 7)))
+        for name, values in (("dram_read", DRAM), ("llc_read", LLC), ("int8_peak", INT8), ("fp32_peak", FP32))
+        for t in threads
+    ]
+    samples = []
+    for t in threads:
+        for shapes, held in ((SHAPES, False), (HELD_OUT_SHAPES if held_out else (), True)):
+            for n, k in shapes:
+                for group in groups:
+                    for m in WIDTHS:
+                        speed = np.exp(rng.normal(0, drift))
+                        weight = 0.5 + 2 / (k if group < 0 else group)
+                        samples.append(
+                            Sample.of(
+                                "w4a8_gemm", "avx2", t,
+                                {"m": m, "n": n, "k": k, "group_size": group, "symmetric": True},
+                                moved_bytes=weight * n * k + 4 * m * (n + k), ops=2 * m * n * k,
+                                time_s=times(gemm_seconds(m, n, k, t, group_size=group), speed),
+                                roof_near={"dram_read": DRAM[t] * speed, "int8_peak": INT8[t] * speed} if drift else None,
+                                held_out=held,
+                            )
+                        )
+        for tokens in (1, 8, 64, 512):
+            for experts, top_k in ((8, 2), (64, 8), (128, 8), (32, 4)):
+                samples.append(
+                    Sample.of(
+                        "moe_route", "avx2", t, {"tokens": tokens, "num_experts": experts, "top_k": top_k},
+                        moved_bytes=4 * tokens * experts, ops=tokens * experts,
+                        time_s=times(route_seconds(tokens, experts, top_k, t)), held_out=held_out and experts == 32,
+                    )
+                )
+        for rule in ("greedy", "rejection"):
+            for batch in (1, 4, 16):
+                for drafts in (0, 3, 7):
+                    for vocab in (32000, 128256, 65536):
+                        samples.append(
+                            Sample.of(
+                                "chain_verify", "avx2", t,
+                                {"batch": batch, "num_draft": drafts, "vocab": vocab, "rule": rule},
+                                moved_bytes=4 * batch * (drafts + 1) * vocab, ops=batch * (drafts + 1) * vocab,
+                                time_s=times(verify_seconds(batch, drafts, vocab, rule, t)),
+                                held_out=held_out and vocab == 65536,
+                            )
+                        )
+    return Profile(
+        created_utc="2026-11-23T00:00:00+00:00",
+        command=["assay", "calibrate", "--quick"],
+        seed=seed,
+        package={"assay": "0.1.0", "kernels": {"int4_gemm": "avx2", "moe_route": "avx2"}, "compiler": "none"},
+        machine=Machine(
+            fingerprint="synthetic", cpu="Invented 2-core", isa=("scalar", "avx2"), cores=2,
+            memory_bytes=memory_gib * 2**30, caches={"l1d_bytes": 32768, "l2_bytes": 524288, "l3_bytes": 2**25},
+            os="none", numpy=np.__version__, python="3.11",
+        ),
+        settings={"mode": "full", "threads": list(threads)},
+        roofs=roofs,
+        samples=samples,
+        complete=True,
+    )
