@@ -32,7 +32,9 @@ def verify_seconds(batch, num_draft, vocab, rule, threads):
     return 3e-6 + (rows * vocab * 0.3e-9 + sampled) / threads
 
 
-def synthetic_profile(noise=0.02, seed=0, *, drift=0.0, held_out=True, threads=(1, 2), groups=(32,), repeats=5, memory_gib=16):
+def synthetic_profile(
+    noise=0.02, seed=0, *, drift=0.0, held_out=True, threads=(1, 2), groups=(32,), repeats=5, memory_gib=16
+):
     """A calibration of an invented machine; ``drift`` is the sd of the machine's speed between samples, in log."""
     rng = np.random.default_rng(seed)
 
@@ -55,11 +57,16 @@ def synthetic_profile(noise=0.02, seed=0, *, drift=0.0, held_out=True, threads=(
                         weight = 0.5 + 2 / (k if group < 0 else group)
                         samples.append(
                             Sample.of(
-                                "w4a8_gemm", "avx2", t,
+                                "w4a8_gemm",
+                                "avx2",
+                                t,
                                 {"m": m, "n": n, "k": k, "group_size": group, "symmetric": True},
-                                moved_bytes=weight * n * k + 4 * m * (n + k), ops=2 * m * n * k,
+                                moved_bytes=weight * n * k + 4 * m * (n + k),
+                                ops=2 * m * n * k,
                                 time_s=times(gemm_seconds(m, n, k, t, group_size=group), speed),
-                                roof_near={"dram_read": DRAM[t] * speed, "int8_peak": INT8[t] * speed} if drift else None,
+                                roof_near={"dram_read": DRAM[t] * speed, "int8_peak": INT8[t] * speed}
+                                if drift
+                                else None,
                                 held_out=held,
                             )
                         )
@@ -67,9 +74,14 @@ def synthetic_profile(noise=0.02, seed=0, *, drift=0.0, held_out=True, threads=(
             for experts, top_k in ((8, 2), (64, 8), (128, 8), (32, 4)):
                 samples.append(
                     Sample.of(
-                        "moe_route", "avx2", t, {"tokens": tokens, "num_experts": experts, "top_k": top_k},
-                        moved_bytes=4 * tokens * experts, ops=tokens * experts,
-                        time_s=times(route_seconds(tokens, experts, top_k, t)), held_out=held_out and experts == 32,
+                        "moe_route",
+                        "avx2",
+                        t,
+                        {"tokens": tokens, "num_experts": experts, "top_k": top_k},
+                        moved_bytes=4 * tokens * experts,
+                        ops=tokens * experts,
+                        time_s=times(route_seconds(tokens, experts, top_k, t)),
+                        held_out=held_out and experts == 32,
                     )
                 )
         for rule in ("greedy", "rejection"):
@@ -78,9 +90,12 @@ def synthetic_profile(noise=0.02, seed=0, *, drift=0.0, held_out=True, threads=(
                     for vocab in (32000, 128256, 65536):
                         samples.append(
                             Sample.of(
-                                "chain_verify", "avx2", t,
+                                "chain_verify",
+                                "avx2",
+                                t,
                                 {"batch": batch, "num_draft": drafts, "vocab": vocab, "rule": rule},
-                                moved_bytes=4 * batch * (drafts + 1) * vocab, ops=batch * (drafts + 1) * vocab,
+                                moved_bytes=4 * batch * (drafts + 1) * vocab,
+                                ops=batch * (drafts + 1) * vocab,
                                 time_s=times(verify_seconds(batch, drafts, vocab, rule, t)),
                                 held_out=held_out and vocab == 65536,
                             )
@@ -91,9 +106,15 @@ def synthetic_profile(noise=0.02, seed=0, *, drift=0.0, held_out=True, threads=(
         seed=seed,
         package={"assay": "0.1.0", "kernels": {"int4_gemm": "avx2", "moe_route": "avx2"}, "compiler": "none"},
         machine=Machine(
-            fingerprint="synthetic", cpu="Invented 2-core", isa=("scalar", "avx2"), cores=2,
-            memory_bytes=memory_gib * 2**30, caches={"l1d_bytes": 32768, "l2_bytes": 524288, "l3_bytes": 2**25},
-            os="none", numpy=np.__version__, python="3.11",
+            fingerprint="synthetic",
+            cpu="Invented 2-core",
+            isa=("scalar", "avx2"),
+            cores=2,
+            memory_bytes=memory_gib * 2**30,
+            caches={"l1d_bytes": 32768, "l2_bytes": 524288, "l3_bytes": 2**25},
+            os="none",
+            numpy=np.__version__,
+            python="3.11",
         ),
         settings={"mode": "full", "threads": list(threads)},
         roofs=roofs,

@@ -6,8 +6,9 @@ Conventions
 -----------
 - A `Matrix` is used once per token per layer, ``C[M,N] = A[M,K] @ W[N,K].T``. With role "expert" it is *one* expert's
   matrix; `Experts.num_experts` multiplies it.
-- The head is always a `Matrix` of role "lm_head". A separate input embedding is a `Matrix` of role "embedding" (a look-up
-  that reads one row per token); a tied one has no entry of its own, so that summing over `matrices` counts memory once.
+- The head is always a `Matrix` of role "lm_head". A separate input embedding is a `Matrix` of role "embedding" (a
+  look-up that reads one row per token); a tied one has no entry of its own, so that a sum over `matrices` counts
+  memory once.
 - Norms, biases and attention sinks are not matrices: `vector_params` counts them.
 """
 
@@ -98,8 +99,8 @@ class Attention:
     window : int or None
         Tokens that a sliding-window layer keeps; None for all.
     kv_elements_per_token : int
-        Elements of the KV cache per token and layer: ``num_kv_heads * (head_dim + v_head_dim)``, or for "mla" the latent
-        and the rotary key, ``kv_lora_rank + rope_dim``.
+        Elements of the KV cache per token and layer: ``num_kv_heads * (head_dim + v_head_dim)``, or for "mla" the
+        latent and the rotary key, ``kv_lora_rank + rope_dim``.
     kind : str
         "gqa" (multi-head and multi-query included) or "mla".
     """
@@ -254,8 +255,8 @@ class ModelSpec:
         Parameters
         ----------
         bits
-            Bits per weight, scales included (4.5 for INT4 with an f16 scale per 32), for all matrices or by role; a role
-            that the mapping lacks takes its "default".
+            Bits per weight, scales included (4.5 for INT4 with an f16 scale per 32), for all matrices or by role; a
+            role that the mapping lacks takes its "default".
         vector_bits
             Bits per norm or bias element.
         """

@@ -436,7 +436,9 @@ def _profile(value: Json) -> Profile:
     seen: set[tuple[str, int]] = set()
     for i, roof in enumerate(roofs):
         if (roof.name, roof.threads) in seen:
-            raise ProfileError(f"$.roofs[{i}]: expected one roof per name and threads, got {roof.name} x{roof.threads} twice")
+            raise ProfileError(
+                f"$.roofs[{i}]: expected one roof per name and threads, got {roof.name} x{roof.threads} twice"
+            )
         seen.add((roof.name, roof.threads))
     samples = [_sample(v, f"$.samples[{i}]") for i, v in enumerate(_list(data["samples"], "$.samples"))]
     fits = _object(data["fits"], "$.fits", (), optional=None)
@@ -489,7 +491,7 @@ def default_profile_path(environ: Mapping[str, str] | None = None) -> Path:
 def _read_json(path: str | os.PathLike[str]) -> Json:
     name = os.fspath(path)
     try:
-        with open(name, "rb") as file:
+        with Path(name).open("rb") as file:
             raw = file.read(MAX_PROFILE_BYTES + 1)
     except OSError as error:
         raise ProfileError(f"{name}: cannot be read: {error.strerror or error}") from error
@@ -552,10 +554,10 @@ def save(profile: Profile, path: str | os.PathLike[str]) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a profile is meant to be shared
-        os.replace(temporary, target)
+        Path(temporary).chmod(0o644)  # mkstemp makes it private; a profile is meant to be shared
+        Path(temporary).replace(target)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink()
         raise
 
 
@@ -576,12 +578,17 @@ def compatible(profile: Profile, machine_fingerprint: str) -> str | None:
 # ---- importer ---------------------------------------------------------------------------------------------
 
 
+def _dict(value: Json) -> dict[str, Json]:
+    """The value if it is an object, else an empty one: for parts of a foreign file that may be left out."""
+    return value if isinstance(value, dict) else {}
+
+
 def _imported_machine(info: Mapping[str, Json]) -> dict[str, Json]:
     """The machine of a pytest-benchmark file: our own block when benchmarks/ wrote one, else what the plugin knows."""
-    own = info.get("assay")
-    if isinstance(own, dict) and isinstance(own.get("machine"), dict):
-        return own["machine"]
-    cpu = info.get("cpu") if isinstance(info.get("cpu"), dict) else {}
+    own = _dict(info.get("assay")).get("machine")
+    if isinstance(own, dict):
+        return own
+    cpu = _dict(info.get("cpu"))
     name = str(cpu.get("brand_raw") or info.get("processor") or "unknown")
     system = " ".join(str(info[k]) for k in ("system", "release") if info.get(k))
     identity = json.dumps([name, cpu.get("count"), system, info.get("node")])
@@ -614,7 +621,7 @@ def from_pytest_benchmark(path: str | os.PathLike[str]) -> Profile:
     data = _read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("benchmarks"), list):
         raise ProfileError(f"{name}: $.benchmarks: expected the list of a pytest-benchmark file, got none")
-    info = data.get("machine_info") if isinstance(data.get("machine_info"), dict) else {}
+    info = _dict(data.get("machine_info"))
     roofs: list[dict[str, Json]] = []
     samples: list[dict[str, Json]] = []
     try:
@@ -657,15 +664,14 @@ def from_pytest_benchmark(path: str | os.PathLike[str]) -> Profile:
             )
         if not samples and not roofs:
             raise ProfileError("$.benchmarks: expected benchmarks with extra_info of an op or a roof, got none")
-        own = info.get("assay") if isinstance(info.get("assay"), dict) else {}
-        package = own.get("package") or {"assay": "unknown", "kernels": {}, "compiler": "unknown"}
+        package = _dict(info.get("assay")).get("package") or {"assay": "unknown", "kernels": {}, "compiler": "unknown"}
         threads = sorted({s["threads"] for s in samples + roofs if isinstance(s["threads"], int)})
         return Profile.from_json(
             {
                 "schema": SCHEMA,
                 "schema_version": SCHEMA_VERSION,
                 "created_utc": str(data.get("datetime", "")),
-                "command": ["assay", "profile", "import", os.path.basename(name)],
+                "command": ["assay", "profile", "import", Path(name).name],
                 "seed": 0,
                 "package": package,
                 "machine": _imported_machine(info),

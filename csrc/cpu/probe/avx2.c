@@ -21,32 +21,34 @@ static uint64_t read_all(const void *buffer, size_t bytes) {
     return lanes[0] ^ lanes[1] ^ lanes[2] ^ lanes[3] ^ rest;
 }
 
+/* Twelve independent sums, by name: an array of them would live in memory. */
 enum { CHAINS = 12 };
+#define EACH(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7) do(8) do(9) do(10) do(11)
+#define START_INT(i) __m256i acc##i = _mm256_setzero_si256();
+#define START_FLOAT(i) __m256 acc##i = _mm256_setzero_ps();
+#define HOLD(i) __asm__ volatile("" : "+x"(acc##i));
 
 static double int8(int64_t iterations) {
-    __m256i acc[CHAINS], w = _mm256_set1_epi8(7), x = _mm256_set1_epi8(-3);
-    for (int i = 0; i < CHAINS; i++) acc[i] = _mm256_setzero_si256();
-    for (int64_t n = 0; n < iterations; n++)
-#pragma GCC unroll 12
-        for (int i = 0; i < CHAINS; i++) {
-            __asm__("" : "+x"(w)); /* a new product each time */
-            acc[i] = _mm256_add_epi16(acc[i], _mm256_maddubs_epi16(w, x));
-            __asm__("" : "+x"(acc[i]));
-        }
-    for (int i = 0; i < CHAINS; i++) __asm__ volatile("" : : "x"(acc[i]));
+    __m256i w = _mm256_set1_epi8(7), x = _mm256_set1_epi8(-3);
+    EACH(START_INT)
+    for (int64_t n = 0; n < iterations; n++) {
+#define MADD(i)                                                        \
+    __asm__ volatile("" : "+x"(w)); /* a new product each time */      \
+    acc##i = _mm256_add_epi16(acc##i, _mm256_maddubs_epi16(w, x));
+        EACH(MADD)
+        EACH(HOLD)
+    }
     return 64.0 * CHAINS * (double)iterations;
 }
 
 static double fp32(int64_t iterations) {
-    __m256 acc[CHAINS], w = _mm256_set1_ps(1.0f), x = _mm256_set1_ps(1e-9f);
-    for (int i = 0; i < CHAINS; i++) acc[i] = _mm256_setzero_ps();
-    for (int64_t n = 0; n < iterations; n++)
-#pragma GCC unroll 12
-        for (int i = 0; i < CHAINS; i++) {
-            acc[i] = _mm256_fmadd_ps(w, x, acc[i]);
-            __asm__("" : "+x"(acc[i]));
-        }
-    for (int i = 0; i < CHAINS; i++) __asm__ volatile("" : : "x"(acc[i]));
+    const __m256 w = _mm256_set1_ps(1.0f), x = _mm256_set1_ps(1e-9f);
+    EACH(START_FLOAT)
+    for (int64_t n = 0; n < iterations; n++) {
+#define FMA(i) acc##i = _mm256_fmadd_ps(w, x, acc##i);
+        EACH(FMA)
+        EACH(HOLD)
+    }
     return 16.0 * CHAINS * (double)iterations;
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
-from ..model import ModelSpec, UnknownModelError, lookup, slug
+from ..model import ModelSpec, lookup, slug
 
 __all__ = ["list_models", "load_model", "resolve_model"]
 
@@ -55,8 +55,8 @@ def resolve_model(text: str | Path) -> ModelSpec:
     Parameters
     ----------
     text
-        A name or alias, a GGUF file, a Hugging Face ``config.json``, or a folder that has one. A plain name is looked up
-        in the catalog first; one with a "/" may also be a path, and is when there is something at it.
+        A name or alias, a GGUF file, a Hugging Face ``config.json``, or a folder that has one. A plain name is looked
+        up in the catalog first; one with a "/" is a path when there is something at it.
 
     Raises
     ------

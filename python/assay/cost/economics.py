@@ -53,6 +53,8 @@ def served_tokens_per_s(batch: int, osl: int, prefill_s: float, tpot_s: float) -
 
 def critical_batch(ops_per_s: float, bytes_per_s: float, bytes_per_weight: float) -> float:
     """The batch at which reading a weight takes as long as multiplying by it: ``F bytes_per_weight / (2 BW)``."""
-    return _positive(ops_per_s, "ops_per_s") * _positive(bytes_per_weight, "bytes_per_weight") / (
-        2.0 * _positive(bytes_per_s, "bytes_per_s")
+    return (
+        _positive(ops_per_s, "ops_per_s")
+        * _positive(bytes_per_weight, "bytes_per_weight")
+        / (2.0 * _positive(bytes_per_s, "bytes_per_s"))
     )

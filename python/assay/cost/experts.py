@@ -103,7 +103,9 @@ def batch_of_verifies(
     else:
         p, per_token = _popularity(popularity)
         if p.size != num_experts or abs(per_token - top_k) > 1e-6 * top_k:
-            raise ValueError(f"popularity: expected {num_experts} values that sum to {top_k}, got {p.size}, {per_token}")
+            raise ValueError(
+                f"popularity: expected {num_experts} values that sum to {top_k}, got {p.size}, {per_token}"
+            )
     reach = np.minimum(1.0, p * (per_request[..., None] / per_token))
     touched = (1.0 - (1.0 - reach) ** b[..., None]).sum(axis=-1)
     return _bounded(touched, top_k, num_experts, b * w)

@@ -35,6 +35,7 @@ LINEAR_TERMS = {
     "moe_route": ("call", "token", "token_expert", "token_choice"),
     "chain_verify": ("call", "logit", "sampled_logit"),
 }
+CAUCHY = 2.385  # tuning constant of the Cauchy weight: 95% efficiency on Gaussian errors
 P_LOW, P_HIGH = 1.5, 12.0
 MEMORY_UTILISATION_MAX = 1.3  # a roof is measured too: a kernel may beat it a little
 
@@ -47,6 +48,7 @@ Params = Mapping[str, Any]
 def minimise(
     model: Callable[[FloatArray], FloatArray],
     target: FloatArray,
+    *,
     start: FloatArray,
     prior_mean: FloatArray,
     prior_sd: FloatArray,
@@ -106,9 +108,6 @@ def minimise(
         middle = float(np.median(np.abs(base - target)))
         scale = float(np.clip(1.4826 * middle, 0.01, 0.3))
     return theta
-
-
-CAUCHY = 2.385  # tuning constant of the Cauchy weight: 95% efficiency on Gaussian errors
 
 
 def non_negative(features: FloatArray, times_s: FloatArray) -> FloatArray:
@@ -333,11 +332,16 @@ def _fit_gemm_class(samples: Sequence[Sample], roofs: Roofs) -> GemmClass:
     # bound by compute everywhere, nothing shows how well it would stream. Slope 1: a constant compute utilisation.
     mean = np.concatenate([[math.log(3e-6), 0.64, -1.0, rows[0]], np.zeros(slopes.size)])
     deviation = np.concatenate([[1.5, 1.0, 1.5, 3.0], np.full(slopes.size, 1.0)])
-    theta = minimise(model, np.log(time), start, mean, deviation, spread)
+    theta = minimise(model, np.log(time), start=start, prior_mean=mean, prior_sd=deviation, spread=spread)
     log_overhead, log_utilisation, p, log_rows = (part[0] for part in unpack(theta[None]))
     narrow = m == m.min()
-    weight_bytes = np.median([(s.bytes - 4.0 * s.params["m"] * (s.params["n"] + s.params["k"])) /
-                              (s.params["n"] * s.params["k"]) for s, keep in zip(samples, narrow, strict=True) if keep])
+    weight_bytes = np.median(
+        [
+            (s.bytes - 4.0 * s.params["m"] * (s.params["n"] + s.params["k"])) / (s.params["n"] * s.params["k"])
+            for s, keep in zip(samples, narrow, strict=True)
+            if keep
+        ]
+    )
     group = _group_class(first.params)
     return GemmClass(
         variant=first.variant,
@@ -467,8 +471,6 @@ def _accuracy(errors: Sequence[float], raw: Sequence[float], source: str, spread
 def _fit_op(op: str, samples: Sequence[Sample], roofs: Roofs) -> tuple[OpFit, dict[str, Any]]:
     fitted = [s for s in samples if not s.held_out]
     held_out = [s for s in samples if s.held_out]
-    if not fitted:
-        raise ProfileError(f"$.samples: expected samples of {op} to fit, got only held-out ones")
     bare = OpFit(op, _fit_classes(op, fitted, roofs), 0.0, "", len(samples))
     errors = [_log_error(s, bare, roofs) for s in held_out]
     raw = [_log_error(s, bare, roofs, near=False) for s in held_out]
@@ -487,11 +489,13 @@ def _fit_op(op: str, samples: Sequence[Sample], roofs: Roofs) -> tuple[OpFit, di
 
 @dataclass(frozen=True)
 class CostModel:
-    """What a profile knows about kernels: fitted laws by op, roofs, and which variant runs when none is named."""
+    """What a profile knows about kernels: fitted laws by op, roofs, which variant runs when none is named, and how far
+    predictions of points outside the fits were off (rows as `summarise` returns them)."""
 
     ops: Mapping[str, OpFit]
     roofs: Roofs
     kernels: Mapping[str, str] = field(default_factory=dict)
+    accuracy: Mapping[str, Any] = field(default_factory=dict)
 
     def calibrated(self, op: str) -> bool:
         """Whether a fitted law stands behind ``op``."""
@@ -550,7 +554,7 @@ class CostModel:
         memory_utilisation, compute_utilisation, overhead, p = 0.8, 0.6, 5e-6, 4.0
         fit = next((self.ops[op] for op in GEMM_OPS if op in self.ops), None)
         if fit is not None:
-            chosen = self._pick(fit, threads, None, 32, True)
+            chosen = self._pick(fit, threads, None, group=32)
             assert isinstance(chosen, GemmClass)
             memory_utilisation = float(np.clip(chosen.memory_utilisation, 0.2, 1.0))
             compute_utilisation = float(np.clip(chosen.compute_utilisation(chosen.m).max(), 0.05, 1.0))
@@ -567,7 +571,9 @@ class CostModel:
             notes=(note,),
         )
 
-    def _pick(self, fit: OpFit, threads: int, variant: str | None, group: int, symmetric: bool, rule: str = "") -> Any:
+    def _pick(
+        self, fit: OpFit, threads: int, variant: str | None, *, group: int = 0, symmetric: bool = True, rule: str = ""
+    ) -> Any:
         """The class nearest to what is asked: variant first, then rule, threads, symmetry, group size."""
         wanted = variant or self.kernels.get(fit.op) or self.kernels.get(KERNEL_OF_OP.get(fit.op, ""))
         if wanted not in {c.variant for c in fit.classes}:
@@ -594,7 +600,7 @@ class CostModel:
     def _gemm_times(self, op: str, params: Params, threads: int, variant: str | None, near: Sample | None) -> Estimates:
         fit = self.ops[op]
         group, symmetric = _group_class(_scalar_k(params)), bool(params["symmetric"])
-        chosen = self._pick(fit, threads, variant, group, symmetric)
+        chosen = self._pick(fit, threads, variant, group=group, symmetric=symmetric)
         assert isinstance(chosen, GemmClass)
         m, n, k = (np.atleast_1d(np.asarray(params[key], dtype=np.float64)) for key in ("m", "n", "k"))
         m, n, k = np.broadcast_arrays(m, n, k)
@@ -616,10 +622,15 @@ class CostModel:
         everywhere = np.ones(time.shape, dtype=bool)
         for differs, text in (
             (chosen.threads != threads, f"{op} was calibrated at {chosen.threads} threads, not {threads}"),
-            (chosen.group_size != group, f"{op} was calibrated at group size {_group_text(chosen.group_size)}, "
-                                         f"not {_group_text(group)}"),
+            (
+                chosen.group_size != group,
+                f"{op} was calibrated at group size {_group_text(chosen.group_size)}, not {_group_text(group)}",
+            ),
             (chosen.symmetric != symmetric, f"{op} was calibrated {'' if chosen.symmetric else 'a'}symmetric only"),
-            (variant is not None and chosen.variant != variant, f"{op} was calibrated as {chosen.variant}, not {variant}"),
+            (
+                variant is not None and chosen.variant != variant,
+                f"{op} was calibrated as {chosen.variant}, not {variant}",
+            ),
         ):
             if differs:
                 notes.append((text, everywhere))
@@ -644,12 +655,19 @@ class CostModel:
             + (_drift(memory_roof) * memory_s / body) ** 2
             + (_drift(compute_roof) * compute_s / body) ** 2
         )
-        return _estimates(time, half, memory_s, compute_s, np.full(time.shape, chosen.overhead_s), notes)
+        return _estimates(
+            time,
+            half,
+            memory_s=memory_s,
+            compute_s=compute_s,
+            overhead_s=np.full(time.shape, chosen.overhead_s),
+            notes=notes,
+        )
 
     def _linear_times(self, op: str, params: Params, threads: int, variant: str | None) -> Estimates:
         fit = self.ops[op]
         rule = str(params.get("rule", "")) if op == "chain_verify" else ""
-        chosen = self._pick(fit, threads, variant, 0, True, rule)
+        chosen = self._pick(fit, threads, variant, rule=rule)
         assert isinstance(chosen, LinearClass)
         features = _linear_features(op, {**params, "rule": chosen.rule})
         time = features @ np.asarray(chosen.seconds)
@@ -663,7 +681,10 @@ class CostModel:
         for differs, text in (
             (chosen.threads != threads, f"{op} was calibrated at {chosen.threads} threads, not {threads}"),
             (chosen.rule != rule, f"{op} was calibrated with the rule {chosen.rule}, not {rule}"),
-            (variant is not None and chosen.variant != variant, f"{op} was calibrated as {chosen.variant}, not {variant}"),
+            (
+                variant is not None and chosen.variant != variant,
+                f"{op} was calibrated as {chosen.variant}, not {variant}",
+            ),
         ):
             if differs:
                 notes.append((text, everywhere))
@@ -679,7 +700,14 @@ class CostModel:
             if outside.any():
                 notes.append((f"{name} outside the calibrated {low:g} to {high:g} of {op}", outside))
                 widen = widen + 0.1 * beyond
-        return _estimates(time, fit.half_width_log + widen, memory_s, body - memory_s, overhead, notes)
+        return _estimates(
+            time,
+            fit.half_width_log + widen,
+            memory_s=memory_s,
+            compute_s=body - memory_s,
+            overhead_s=overhead,
+            notes=notes,
+        )
 
 
 def _linear_sizes(op: str) -> tuple[str, ...]:
@@ -714,6 +742,7 @@ def _drift(roof: Roof) -> float:
 def _estimates(
     time: FloatArray,
     half: FloatArray,
+    *,
     memory_s: FloatArray,
     compute_s: FloatArray,
     overhead_s: FloatArray,
@@ -739,14 +768,21 @@ def _estimates(
 
 
 def fit_profile(profile: Profile) -> CostModel:
-    """Fit every op that has samples. Pure: the same profile gives the same model.
+    """Fit every op that has samples which are not held out. Pure: the same profile gives the same model.
 
     Raises
     ------
     ProfileError
-        A needed roof is missing, or an op has only held-out samples.
+        A needed roof is missing.
     """
-    return _fit(profile)[0]
+    roofs = Roofs(profile.roofs)
+    fits: dict[str, OpFit] = {}
+    accuracy: dict[str, Any] = {}
+    for op in (*GEMM_OPS, *LINEAR_TERMS):
+        samples = [s for s in profile.samples if s.op == op]
+        if any(not s.held_out for s in samples):
+            fits[op], accuracy[op] = _fit_op(op, samples, roofs)
+    return CostModel(fits, roofs, dict(profile.package.get("kernels", {})), accuracy)
 
 
 def summarise(profile: Profile) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -757,19 +793,8 @@ def summarise(profile: Profile) -> tuple[dict[str, Any], dict[str, Any]]:
     drift between two moments is no error of the law; ``raw_median_ape`` is the error without that help. ``coverage`` is
     that of `jackknife_coverage`: no point is judged by an interval that it helped to set.
     """
-    model, accuracy = _fit(profile)
-    return model_to_json(model), accuracy
-
-
-def _fit(profile: Profile) -> tuple[CostModel, dict[str, Any]]:
-    roofs = Roofs(profile.roofs)
-    fits: dict[str, OpFit] = {}
-    accuracy: dict[str, Any] = {}
-    for op in (*GEMM_OPS, *LINEAR_TERMS):
-        samples = [s for s in profile.samples if s.op == op]
-        if any(not s.held_out for s in samples):
-            fits[op], accuracy[op] = _fit_op(op, samples, roofs)
-    return CostModel(fits, roofs, dict(profile.package.get("kernels", {}))), accuracy
+    model = fit_profile(profile)
+    return model_to_json(model), dict(model.accuracy)
 
 
 def load_model(profile: Profile) -> CostModel:
@@ -782,7 +807,7 @@ def load_model(profile: Profile) -> CostModel:
         isinstance(fit, dict) and fit.get("law") == LAW and fit.get("num_samples") == counts.get(op)
         for op, fit in profile.fits.items()
     )
-    if profile.fits and current and needed == set(profile.fits):
+    if profile.fits and current and needed == set(profile.fits) == set(profile.accuracy):
         return model_from_json(profile.fits, profile)
     return fit_profile(profile)
 
@@ -854,8 +879,10 @@ def model_from_json(fits: Mapping[str, Any], profile: Profile) -> CostModel:
             if not ops[op].classes:
                 raise ValueError("no classes")
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ProfileError(f"$.fits.{op}: expected a fit as assay writes it, got a broken one ({error!r})") from error
-    return CostModel(ops, Roofs(profile.roofs), dict(profile.package.get("kernels", {})))
+            raise ProfileError(
+                f"$.fits.{op}: expected a fit as assay writes it, got a broken one ({error!r})"
+            ) from error
+    return CostModel(ops, Roofs(profile.roofs), dict(profile.package.get("kernels", {})), dict(profile.accuracy))
 
 
 def _above_zero(value: Any) -> float:

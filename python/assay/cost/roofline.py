@@ -22,8 +22,13 @@ def smooth_max(a: npt.ArrayLike, b: npt.ArrayLike, p: npt.ArrayLike) -> FloatArr
     return np.asarray(high * (1.0 + ratio ** np.asarray(p)) ** (1.0 / np.asarray(p)), dtype=np.float64)
 
 
-def shares(memory_s: npt.ArrayLike, compute_s: npt.ArrayLike, time_s: npt.ArrayLike, overhead_s: npt.ArrayLike,
-           p: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+def shares(
+    memory_s: npt.ArrayLike,
+    compute_s: npt.ArrayLike,
+    time_s: npt.ArrayLike,
+    overhead_s: npt.ArrayLike,
+    p: npt.ArrayLike,
+) -> tuple[FloatArray, FloatArray]:
     """Split ``time_s - overhead_s`` into the parts that memory and compute answer for.
 
     The split is that of the smooth maximum: ``t_mem^p : t_cmp^p``, so far from the ridge the larger term gets all.
@@ -87,7 +92,11 @@ class Estimates:
 
     def at(self, index: int) -> Estimate:
         """The estimate at a flat index."""
-        parts = (float(self.memory_s.flat[index]), float(self.compute_s.flat[index]), float(self.overhead_s.flat[index]))
+        parts = (
+            float(self.memory_s.flat[index]),
+            float(self.compute_s.flat[index]),
+            float(self.overhead_s.flat[index]),
+        )
         return Estimate(
             float(self.time_s.flat[index]),
             float(self.low_s.flat[index]),

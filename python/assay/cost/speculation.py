@@ -37,7 +37,7 @@ def chain_length_iid(acceptance: float, num_draft: int) -> float:
 
 
 def tree_length(parents: Sequence[int], acceptance: Sequence[float]) -> float:
-    """Expected tokens per step of a draft tree: ``1 + sum_v prod of a over the path to v`` (SpecInfer, Medusa, Sequoia).
+    """Expected tokens per step of a draft tree (SpecInfer, Medusa, Sequoia): ``1 + sum_v prod of a on the path to v``.
 
     Parameters
     ----------
@@ -61,7 +61,9 @@ def tree_length(parents: Sequence[int], acceptance: Sequence[float]) -> float:
             raise ValueError(f"parents[{i}]: expected -1 or a node before {i}, got {parent}")
         siblings[parent] = siblings.get(parent, 0.0) + rate
         if siblings[parent] > 1.0 + 1e-9:
-            raise ValueError(f"acceptance: expected children of node {parent} to sum to at most 1, got {siblings[parent]}")
+            raise ValueError(
+                f"acceptance: expected children of node {parent} to sum to at most 1, got {siblings[parent]}"
+            )
         reached.append((1.0 if parent < 0 else reached[parent]) * rate)
     return 1.0 + sum(reached)
 
@@ -112,7 +114,9 @@ def speculative_step(
         raise ValueError("verify_s, plain_step_s: expected seconds above 0, got 0")
     step_s = num_draft * draft_s + verify_s + fixed_s
     per_token = step_s / tokens_per_step
-    return SpeculativeStep(step_s, tokens_per_step, per_token, batch * tokens_per_step / step_s, plain_step_s / per_token)
+    return SpeculativeStep(
+        step_s, tokens_per_step, per_token, batch * tokens_per_step / step_s, plain_step_s / per_token
+    )
 
 
 def best_num_draft(
@@ -126,8 +130,6 @@ def best_num_draft(
     if len(verify_s) != len(acceptance) + 1:
         raise ValueError(f"verify_s: expected {len(acceptance) + 1} times, got {len(verify_s)}")
     lengths = [chain_length(acceptance[:g]) for g in range(len(verify_s))]
-    times = [
-        (g * draft_s + verify_s[g] + (fixed_s if g else 0.0)) / lengths[g] for g in range(len(verify_s))
-    ]
+    times = [(g * draft_s + verify_s[g] + (fixed_s if g else 0.0)) / lengths[g] for g in range(len(verify_s))]
     best = min(range(len(times)), key=times.__getitem__)
     return best, times[best]

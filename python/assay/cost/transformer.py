@@ -27,7 +27,9 @@ BF16_ROLES = ("router", "embedding")
 COMPUTE_ROOF = {"bf16": "fp32_peak", "int8": "int8_peak", "file": "int8_peak"}
 KV_BYTES = 2.0  # bf16
 GEMM_OP = "w4a8_gemm"
-PREFILL_CHUNK_MAX = 512  # tokens; chunks are no wider than the widest calibrated product, so that they stay in its range
+PREFILL_CHUNK_MAX = (
+    512  # tokens; chunks are no wider than the widest calibrated product, so that they stay in its range
+)
 MAX_TOKENS = 1 << 24
 
 
@@ -150,7 +152,7 @@ def weight_bytes(model: ModelSpec, precision: str) -> float:
 def memory_needed(model: ModelSpec, precision: str, batch: int, context_len: int, chunk: int) -> Memory:
     """Memory of ``batch`` requests of ``context_len`` tokens, prefilled in chunks of ``chunk``.
 
-    Workspace: float32, four hidden vectors and three of the widest inner layer for each token in flight, and the logits.
+    Workspace: float32, four hidden vectors and three of the widest inner layer a token in flight, and the logits.
     """
     tokens = max(batch, chunk)
     widest = max((m.n for m in model.matrices if m.role not in ("lm_head", "embedding")), default=model.hidden_size)
@@ -164,7 +166,7 @@ def memory_needed(model: ModelSpec, precision: str, batch: int, context_len: int
 # ---- calls ------------------------------------------------------------------------------------------------
 
 
-def _call(name: str, op: str, count: float, shape: str, estimate: Estimate, notes: tuple[str, ...] | None = None) -> Call:
+def _call(name: str, op: str, count: float, shape: str, estimate: Estimate) -> Call:
     return Call(
         name=name,
         op=op,
@@ -177,7 +179,7 @@ def _call(name: str, op: str, count: float, shape: str, estimate: Estimate, note
         compute_s=count * estimate.compute_s,
         overhead_s=count * estimate.overhead_s,
         basis=estimate.basis,
-        notes=estimate.notes if notes is None else notes,
+        notes=estimate.notes,
     )
 
 
@@ -248,7 +250,7 @@ def _price_products(products: Sequence[_Product], cost: CostModel, threads: int)
     return [c for c in calls if c is not None]
 
 
-def _attention(model: ModelSpec, cost: CostModel, threads: int, batch: int, new: int, past: int) -> list[Call]:
+def _attention(model: ModelSpec, cost: CostModel, threads: int, *, batch: int, new: int, past: int) -> list[Call]:
     """Attention of ``new`` tokens a request over ``past`` cached ones and themselves (causally), windows capped.
 
     Bytes: the cache, read once a request. Operations: two products of each query with each position that it sees; an
@@ -264,7 +266,11 @@ def _attention(model: ModelSpec, cost: CostModel, threads: int, batch: int, new:
         width = 2 * kind.kv_elements_per_token if kind.kind == "mla" else kind.head_dim + kind.v_head_dim
         work = 2.0 * batch * new * seen * kind.num_heads * width
         priced = cost.roof_times(
-            moved, work, threads, compute="fp32_peak", note="no calibrated attention kernel: priced on the measured roofs"
+            moved,
+            work,
+            threads,
+            compute="fp32_peak",
+            note="no calibrated attention kernel: priced on the measured roofs",
         )
         window = "" if kind.window is None else f" window={kind.window}"
         shape = f"B={batch} Q={new} KV={length:.0f}{window}"
@@ -316,7 +322,7 @@ def _sum(calls: Sequence[Call]) -> StepEstimate:
 # ---- steps ------------------------------------------------------------------------------------------------
 
 
-def step_cost(
+def step_cost(  # noqa: PLR0917 - the six things that a step is made of
     model: ModelSpec, precision: str, batch: int, context_len: int, cost_model: CostModel, threads: int
 ) -> StepEstimate:
     """Time of one decode step: one token more for each of ``batch`` requests.
@@ -342,7 +348,7 @@ def step_cost(
     _at_least("batch", batch, 1)
     _at_least("context_len", context_len, 0)
     calls = _price_products(_products(model, precision, batch, batch), cost_model, threads)
-    calls += _attention(model, cost_model, threads, batch, 1, context_len)
+    calls += _attention(model, cost_model, threads, batch=batch, new=1, past=context_len)
     calls += _routing(model, cost_model, threads, batch)
     calls += _selection(model, cost_model, threads, batch)
     return _sum(calls)
@@ -371,7 +377,7 @@ def prefill_cost(model: ModelSpec, precision: str, isl: int, cost_model: CostMod
             continue
         products = _products(model, precision, tokens, 0)
         layers = _price_products(products, cost_model, threads)
-        layers += _attention(model, cost_model, threads, 1, tokens, round(past))
+        layers += _attention(model, cost_model, threads, batch=1, new=tokens, past=round(past))
         layers += _routing(model, cost_model, threads, tokens)
         calls += [_times(c, count) for c in layers]
     head = replace(model, matrices=tuple(m for m in model.matrices if m.role == "lm_head"))
@@ -398,7 +404,7 @@ def _at_least(name: str, value: int, low: int) -> None:
         raise ValueError(f"{name}: expected an integer in {low}..{MAX_TOKENS}, got {value!r}")
 
 
-def predict(
+def predict(  # noqa: PLR0917 - a row of the table, in the order of its columns
     model: ModelSpec,
     precision: str,
     batch: int,

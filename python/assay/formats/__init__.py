@@ -16,7 +16,7 @@ _HOME = {
     "spec_from_config": ".hf",
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME])
 
 
 def __getattr__(name: str) -> Any:

@@ -119,8 +119,8 @@ def _q8_0(b: np.ndarray) -> np.ndarray:
 def _k_scales(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``d * scale`` and ``dmin * min`` of the eight sub-blocks of Q4_K and Q5_K, float32 [n, 8, 1].
 
-    Twelve bytes hold eight 6-bit scales and eight 6-bit mins: bytes 0-3 the low four scales, 4-7 the low four mins, each
-    with two bits of the high ones on top; 8-11 the low nibbles of the high four scales, and of the high four mins.
+    Twelve bytes hold eight 6-bit scales and eight 6-bit mins: bytes 0-3 the low four scales, 4-7 the low four mins,
+    each with two bits of the high ones on top; 8-11 the low nibbles of the high four scales, and of the high four mins.
     """
     low, mid, high = b[:, 4:8], b[:, 8:12], b[:, 12:16]
     scale = np.concatenate([low & np.uint8(63), (high & np.uint8(15)) | ((low >> np.uint8(2)) & np.uint8(48))], axis=1)

@@ -12,6 +12,7 @@ import re
 import stat
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -130,7 +131,7 @@ class GGUFArray:
         """A copy of the elements, of their own dtype (bool as bool). FormatError for strings and nested arrays."""
         if self._type not in _SCALARS:
             raise FormatError(f"{self._file.path}: expected an array of numbers, got {self.type_name}")
-        name, form, dtype = _SCALARS[self._type]
+        name, _, dtype = _SCALARS[self._type]
         data = np.frombuffer(self._file._map(), dtype, self.count, self.offset).copy()
         return data.astype(bool) if name == "bool" else data
 
@@ -323,7 +324,7 @@ class GGUFFile:
                 )
             self.tensors[t.name] = GGUFTensor(t.name, t.shape, t.type_name, t.nbytes, start + t.offset)
         ordered = sorted(self.tensors.values(), key=lambda t: t.offset)
-        for a, b in zip(ordered, ordered[1:], strict=False):
+        for a, b in pairwise(ordered):
             if a.offset + a.nbytes > b.offset:
                 raise FormatError(
                     f"{self.path}: tensor {b.name!r}: expected it after {a.name!r}, which ends at"

@@ -2,8 +2,8 @@
 
 The families llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, gemma, gemma2, gemma3, phi3, olmoe, deepseek_v2,
 deepseek_v3 and gpt_oss are counted to the parameter, each as transformers builds it
-(https://github.com/huggingface/transformers, models/*/configuration_*.py and modeling_*.py). Another ``model_type`` that
-has the common fields is read as a llama with those fields; one that lacks a field is refused by the field's name.
+(https://github.com/huggingface/transformers, models/*/configuration_*.py and modeling_*.py). Another ``model_type``
+that has the common fields is read as a llama with those fields; one that lacks a field is refused by the field's name.
 """
 
 import json
@@ -102,7 +102,7 @@ class _Config:
             value = self.integer(field, high)
             if value is not None:
                 return value
-        self.fail(" or ".join(fields), f"an integer in 1..{high}", None)
+        return self.fail(" or ".join(fields), f"an integer in 1..{high}", None)
 
     def flag(self, field: str, default: bool) -> bool:
         value = self.get(field)

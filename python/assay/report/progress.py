@@ -71,7 +71,9 @@ class Progress:
         left = elapsed * (self._total - self._done) / self._done if self._done > 0 else self._total
         share = 100 * self._done / self._total if self._total > 0 else 100.0
         tail = f", {note}" if note else ""
-        print(f"{self._title}: {share:.0f}%, {elapsed:.0f} s done, {left:.0f} s left{tail}", file=self._stream, flush=True)
+        print(
+            f"{self._title}: {share:.0f}%, {elapsed:.0f} s done, {left:.0f} s left{tail}", file=self._stream, flush=True
+        )
 
     def close(self) -> None:
         """Remove the bar."""

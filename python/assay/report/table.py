@@ -19,8 +19,8 @@ MISSING = "-"
 class Column:
     """A column: the key (or keys, for a value with its interval) of its raw values, and how people read them.
 
-    ``format`` gets the values of the keys, in their order; left out, the first value is shown with ``str``. A None first
-    value is shown as "-".
+    ``format`` gets the values of the keys, in their order; left out, the first value is shown with ``str``. A first
+    value of None is shown as "-".
     """
 
     key: str | tuple[str, ...]
@@ -119,7 +119,9 @@ RATES = ((1e15, "Pop/s"), (1e12, "Top/s"), (1e9, "Gop/s"), (1e6, "Mop/s"), (1e3,
 PLAIN = ((1.0, ""),)
 
 
-def quantity(value: float, steps: Sequence[tuple[float, str]], low: float | None = None, high: float | None = None) -> str:
+def quantity(
+    value: float, steps: Sequence[tuple[float, str]], low: float | None = None, high: float | None = None
+) -> str:
     """A value in a fitting unit, with its interval in the same unit: "12.3 ms [11.0, 14.1]"."""
     factor, unit = _scale(value, steps)
     text = f"{digits(value / factor)} {unit}".rstrip()

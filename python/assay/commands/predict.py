@@ -1,0 +1,375 @@
+"""``assay predict``: what a model costs on a calibrated machine. Its JSON is described in docs/predict-output.md."""
+
+import argparse
+import math
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from assay.cost.fit import CostModel
+    from assay.cost.transformer import Prediction, StepEstimate
+    from assay.model import ModelSpec
+    from assay.profile import Profile
+
+SCHEMA_VERSION = 1
+PRECISIONS = ("file", "bf16", "int8", "int4")
+MAX_BATCH = 65536
+MAX_TOKENS = 1 << 24
+MAX_USD_PER_HOUR = 1e6
+FORMATS = ("table", "md", "csv", "json")
+
+
+def _integer(low: int, high: int) -> Any:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected an integer from {low} to {high}, got {text!r}")
+        return value
+
+    return parse
+
+
+def _batches(text: str) -> list[int]:
+    parse = _integer(1, MAX_BATCH)
+    return list(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
+
+
+def _precisions(text: str) -> list[str]:
+    chosen = [part.strip().lower() for part in text.split(",")]
+    for name in chosen:
+        if name not in PRECISIONS:
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(PRECISIONS)}, got {name!r}")
+    return list(dict.fromkeys(chosen))
+
+
+def _price(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= MAX_USD_PER_HOUR:  # false for NaN too
+        raise argparse.ArgumentTypeError(f"expected US dollars an hour from 0 to {MAX_USD_PER_HOUR:.0f}, got {text!r}")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("model", metavar="MODEL", help="catalog name, Hugging Face config.json, or GGUF file")
+    parser.add_argument(
+        "--precision",
+        type=_precisions,
+        metavar="P,...",
+        help=f"some of {','.join(PRECISIONS)} (default: bf16,int8,int4, and file first for a GGUF)",
+    )
+    parser.add_argument("--batch", type=_batches, default=[1, 8, 64], metavar="B,...", help="batch sizes (1,8,64)")
+    parser.add_argument("--isl", type=_integer(1, MAX_TOKENS), default=512, help="input tokens a request (512)")
+    parser.add_argument("--osl", type=_integer(1, MAX_TOKENS), default=128, help="output tokens a request (128)")
+    parser.add_argument("--threads", type=_integer(1, 4096), help="threads (default: the most that were calibrated)")
+    parser.add_argument(
+        "--profile", metavar="FILE", help="profile (default: $ASSAY_PROFILE, else that of this machine)"
+    )
+    parser.add_argument(
+        "--usd-per-hour", type=_price, metavar="X", help="price of the machine: adds $ per million tokens"
+    )
+    parser.add_argument("-o", "--output", choices=FORMATS, default="table", help="format (table)")
+    parser.add_argument("--explain", action="store_true", help="show the kernel calls behind each row")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prices the model and prints the rows; exit status 0."""
+    from assay.catalog import resolve_model
+    from assay.cost.fit import load_model
+    from assay.cost.transformer import check_precision, predict
+    from assay.report.table import render, to_json
+
+    profile, path = _profile(args.profile)
+    model = resolve_model(args.model)
+    cost = load_model(profile)
+    threads = args.threads or max(cost.threads(), default=1)
+    for name in args.precision or ():
+        check_precision(model, name)
+    predictions = [
+        predict(
+            model,
+            precision,
+            batch,
+            args.isl,
+            args.osl,
+            cost,
+            threads,
+            memory_bytes=profile.machine.memory_bytes,
+            usd_per_hour=args.usd_per_hour,
+        )
+        for precision in args.precision or _default_precisions(model)
+        for batch in args.batch
+    ]
+    rows = [_row(p) for p in predictions]
+    best = _best(predictions)
+    notes = _notes(predictions, profile, cost, model)
+    if args.output == "json":
+        answer = {
+            "schema": "assay-prediction",
+            "schema_version": SCHEMA_VERSION,
+            "model": {
+                "name": model.name,
+                "source": model.source,
+                "num_params": model.num_params,
+                "active_params_per_token": model.active_params_per_token,
+            },
+            "profile": {
+                "path": path,
+                "created_utc": profile.created_utc,
+                "mode": profile.settings["mode"],
+                "complete": profile.complete,
+                "machine": {"fingerprint": profile.machine.fingerprint, "cpu": profile.machine.cpu},
+                "accuracy": dict(cost.accuracy),
+            },
+            "usd_per_hour": args.usd_per_hour,
+            "verdict": _verdict(best, profile),
+            "notes": notes,
+            "rows": [
+                row | ({"calls": _calls(p)} if args.explain else {}) for row, p in zip(rows, predictions, strict=True)
+            ],
+        }
+        print(to_json(answer))
+    elif args.output == "csv":
+        sys.stdout.write(render(rows, _columns(), "csv"))
+    else:
+        heading = f"{model.name} on {profile.machine.cpu}, {threads} threads, {args.isl} tokens in, {args.osl} out"
+        print(heading, _verdict(best, profile), "", sep="\n")
+        print(render(rows, _columns(), args.output), end="\n\n")
+        if args.explain:
+            for prediction in predictions:
+                print(_explained(prediction, args.output), end="\n\n")
+        for note in notes:
+            print(f"- {note}")
+        print(f"\nNext: {_next(args, best, profile)}")
+    return 0
+
+
+def _profile(given: str | None) -> "tuple[Profile, str]":
+    """The profile and where it was found."""
+    from assay.errors import ProfileError
+    from assay.profile import default_profile_path, load
+
+    path = given if given is not None else str(default_profile_path())
+    from pathlib import Path
+
+    if not Path(path).exists():
+        raise ProfileError(
+            f"profile: expected a calibration profile at {path}, got no such file; "
+            "make one with `assay calibrate --quick`" + (f" -o {shlex.quote(path)}" if given is not None else "")
+        )
+    return load(path), path
+
+
+def _default_precisions(model: "ModelSpec") -> list[str]:
+    from_file = all(m.stored_bytes is not None for m in model.matrices)
+    return (["file"] if from_file else []) + ["bf16", "int8", "int4"]
+
+
+def _row(p: "Prediction") -> dict[str, Any]:
+    """A prediction as the flat record of docs/predict-output.md."""
+    usd = p.usd_per_million or (None, None, None)
+    usd_decode = p.usd_per_million_decode or (None, None, None)
+    return {
+        "precision": p.precision,
+        "batch": p.batch,
+        "isl": p.isl,
+        "osl": p.osl,
+        "threads": p.threads,
+        "tpot_s": p.decode.time_s,
+        "tpot_low_s": p.decode.low_s,
+        "tpot_high_s": p.decode.high_s,
+        "tokens_per_s": p.tokens_per_s[0],
+        "tokens_per_s_low": p.tokens_per_s[1],
+        "tokens_per_s_high": p.tokens_per_s[2],
+        "ttft_s": p.prefill.time_s,
+        "ttft_low_s": p.prefill.low_s,
+        "ttft_high_s": p.prefill.high_s,
+        "served_tokens_per_s": p.served_tokens_per_s[0],
+        "served_tokens_per_s_low": p.served_tokens_per_s[1],
+        "served_tokens_per_s_high": p.served_tokens_per_s[2],
+        "bound": p.decode.bound,
+        "memory_share": p.decode.memory_s / p.decode.time_s,
+        "compute_share": p.decode.compute_s / p.decode.time_s,
+        "overhead_share": p.decode.overhead_s / p.decode.time_s,
+        "basis": p.decode.basis,
+        "measured_share": p.decode.measured_share,
+        "extrapolated": list(p.decode.extrapolated),
+        "ttft_extrapolated": list(p.prefill.extrapolated),
+        "memory_bytes": p.memory.total_bytes,
+        "weights_bytes": p.memory.weights_bytes,
+        "kv_bytes": p.memory.kv_bytes,
+        "workspace_bytes": p.memory.workspace_bytes,
+        "fits": p.fits,
+        "usd_per_million": usd[0],
+        "usd_per_million_low": usd[1],
+        "usd_per_million_high": usd[2],
+        "usd_per_million_decode": usd_decode[0],
+        "usd_per_million_decode_low": usd_decode[1],
+        "usd_per_million_decode_high": usd_decode[2],
+    }
+
+
+def _columns() -> list[Any]:
+    from assay.report import table
+    from assay.report.table import Column
+
+    def three(stem: str, suffix: str = "") -> tuple[str, str, str]:
+        return f"{stem}{suffix}", f"{stem}_low{suffix}", f"{stem}_high{suffix}"
+
+    def basis(name: str, extrapolated: list[str], ttft_extrapolated: list[str]) -> str:
+        return name + ("*" if extrapolated or ttft_extrapolated else "")
+
+    return [
+        Column("precision", "precision"),
+        Column("batch", "batch", align="right"),
+        Column(three("tpot", "_s"), "time per token", table.seconds),
+        Column(three("tokens_per_s"), "tokens/s", table.number),
+        Column("bound", "bound by"),
+        Column(three("ttft", "_s"), "first token", lambda value, *_: table.seconds(value)),
+        Column("memory_bytes", "memory", table.size, align="right"),
+        Column("fits", "fits", table.yes_no),
+        Column(three("usd_per_million"), "$/M tokens", table.usd),
+        Column(three("usd_per_million_decode"), "$/M decode only", lambda value, *_: table.usd(value)),
+        Column(("basis", "extrapolated", "ttft_extrapolated"), "basis", basis),
+    ]
+
+
+def _best(predictions: "list[Prediction]") -> "Prediction | None":
+    """The fastest row that fits, or may fit where the machine's memory is unknown."""
+    fitting = [p for p in predictions if p.fits is not False]
+    return max(fitting, key=lambda p: p.tokens_per_s[0], default=None)
+
+
+def _verdict(best: "Prediction | None", profile: "Profile") -> str:
+    from assay.report import table
+
+    if best is None:
+        return f"Nothing fits: every row needs more than the machine's {table.size(profile.machine.memory_bytes or 0)}."
+    basis = {
+        "measured": "from measured kernels",
+        "mixed": "partly from measured kernels, partly from measured roofs",
+        "roof": "from measured roofs only, no kernel of this precision being calibrated",
+    }[best.decode.basis]
+    speed = table.number(*best.tokens_per_s)
+    bound = best.decode.bound
+    return f"Fastest that fits: {best.precision} at batch {best.batch}: {speed} tokens/s, bound by {bound}; {basis}."
+
+
+def _notes(predictions: "list[Prediction]", profile: "Profile", cost: "CostModel", model: "ModelSpec") -> list[str]:
+    from assay.profile import compatible
+
+    notes = ["Intervals hold 90%."]
+    steps: list[StepEstimate] = [step for p in predictions for step in (p.decode, p.prefill)]
+    notes += [_accuracy_note(op, row) for op, row in cost.accuracy.items() if _used(op, steps) and row["n"]]
+    roofs = dict.fromkeys(note for step in steps for note in step.notes)
+    notes += [f"{note}; interval from the roof itself to twice the estimate." for note in roofs]
+    outside = dict.fromkeys(note for step in steps for note in step.extrapolated)
+    if outside:
+        notes.append("* extrapolated: " + "; ".join(outside) + ".")
+    here = _fingerprint()
+    warning = compatible(profile, here) if here is not None else None
+    if warning:
+        notes.append(warning[0].upper() + warning[1:] + ".")
+    if not profile.complete:
+        notes.append("The calibration was interrupted: its profile holds the points measured until then.")
+    context = predictions[0].isl + predictions[0].osl
+    if model.max_context is not None and context > model.max_context:
+        notes.append(f"{context} tokens in and out are more than the model's context of {model.max_context}.")
+    notes.append(
+        "Prompts are prefilled one at a time; $/M tokens includes that. "
+        "Norms, rotary embedding and activations are not priced."
+    )
+    return notes
+
+
+def _used(op: str, steps: "list[StepEstimate]") -> bool:
+    return any(call.op == op for step in steps for call in step.calls)
+
+
+def _accuracy_note(op: str, row: dict[str, Any]) -> str:
+    from assay.report import table
+
+    coverage = "" if row["coverage"] is None else f", intervals held {table.percent(row['coverage'])}"
+    return (
+        f"Error of {op} on {row['n']} points outside the fit ({row.get('source', 'held-out')}): median "
+        f"{table.percent(row['median_ape'])}, 90th percentile {table.percent(row['p90_ape'])}, "
+        f"bias {table.signed_percent(row['bias'])}{coverage}."
+    )
+
+
+def _fingerprint() -> str | None:
+    """This machine's fingerprint; None where the compiled module, which knows the ISA tiers, does not load."""
+    try:
+        from assay import machine
+        from assay.ops import info
+
+        isa = tuple(tier["isa"] for tier in info.isa_tiers() if tier["supported"])
+        return machine.describe(isa).fingerprint()
+    except (ImportError, OSError):
+        return None
+
+
+def _calls(p: "Prediction") -> list[dict[str, Any]]:
+    return [
+        {
+            "phase": phase,
+            "name": c.name,
+            "op": c.op,
+            "count": c.count,
+            "shape": c.shape,
+            "time_s": c.time_s,
+            "low_s": c.low_s,
+            "high_s": c.high_s,
+            "share": c.time_s / step.time_s,
+            "bound": c.bound,
+            "basis": c.basis,
+            "notes": list(c.notes),
+        }
+        for phase, step in (("decode", p.decode), ("prefill", p.prefill))
+        for c in step.calls
+    ]
+
+
+def _explained(p: "Prediction", fmt: str) -> str:
+    from assay.report import table
+    from assay.report.table import Column
+
+    columns = [
+        Column("name", "call"),
+        Column("shape", "shape"),
+        Column("count", "times", table.number, align="right"),
+        Column(("time_s", "low_s", "high_s"), "time", table.seconds),
+        Column("share", "share", table.percent, align="right"),
+        Column("bound", "bound by"),
+        Column("basis", "basis"),
+    ]
+    parts = []
+    for phase, step in (("decode", p.decode), ("prefill", p.prefill)):
+        rows = [row for row in _calls(p) if row["phase"] == phase]
+        title = f"{p.precision}, batch {p.batch}, {phase}: {table.seconds(step.time_s, step.low_s, step.high_s)}"
+        parts.append(f"{title}\n\n{table.render(rows, columns, fmt)}")
+    return "\n\n".join(parts)
+
+
+def _next(args: argparse.Namespace, best: "Prediction | None", profile: "Profile") -> str:
+    """The command that a reader of this table most likely wants now."""
+    command = ["assay", "predict", args.model]
+    if args.profile:
+        command += ["--profile", args.profile]
+    if best is None:
+        return shlex.join([*command, "--batch", "1", "--precision", "int4", "--isl", "128", "--osl", "32"])
+    if not args.explain:
+        command += ["--precision", best.precision, "--batch", str(best.batch)]
+        if args.isl != 512 or args.osl != 128:
+            command += ["--isl", str(args.isl), "--osl", str(args.osl)]
+        return shlex.join([*command, "--explain"])
+    if profile.settings["mode"] == "quick":
+        return "assay calibrate --full"
+    return shlex.join([*command, "--usd-per-hour", "1.0"])
