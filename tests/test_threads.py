@@ -16,7 +16,12 @@ from assay._ffi import lib
 def python(code: str, **env: str) -> str:
     """Output of `code` in a fresh interpreter."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **env}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **env},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -56,7 +61,9 @@ def test_environment_sets_the_number_of_threads(value, want):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity masks on this system")
 def test_affinity_mask_is_respected():
     cpu = min(os.sched_getaffinity(0))
-    out = python(f"import os; os.sched_setaffinity(0, {{{cpu}}}); from assay._ffi import lib; print(lib.assay_num_threads())")
+    out = python(
+        f"import os; os.sched_setaffinity(0, {{{cpu}}}); from assay._ffi import lib; print(lib.assay_num_threads())"
+    )
     assert out == "1"
 
 
@@ -167,10 +174,7 @@ def test_dispatch_latency_is_measured():
 
 
 def test_isa_cap_and_unknown_isa():
-    code = (
-        "from assay.ops import info\n"
-        "print(sorted({v['isa'] for v in info.variants() if v['selected']}))"
-    )
+    code = "from assay.ops import info\nprint(sorted({v['isa'] for v in info.variants() if v['selected']}))"
     assert python(code, ASSAY_ISA="scalar") == "['scalar']"
     out = python(
         "import numpy as np, assay\n"

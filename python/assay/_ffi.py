@@ -16,12 +16,20 @@ from .errors import AssayError, UnsupportedError
 try:
     from ._assay import ffi, lib
 except ImportError as exc:  # the wheel of another platform, or a source tree that was never built
-    raise UnsupportedError(
-        f"assay's compiled module does not load here ({exc}); build it with: pip install ."
-    ) from exc
+    raise UnsupportedError(f"assay's compiled module does not load here ({exc}); build it with: pip install .") from exc
 
-__all__ = ["Tensor", "as_output", "as_tensor", "check", "ffi", "lib", "refresh_isa", "thread_count", "variant_index",
-           "workspace"]
+__all__ = [
+    "Tensor",
+    "as_output",
+    "as_tensor",
+    "check",
+    "ffi",
+    "lib",
+    "refresh_isa",
+    "thread_count",
+    "variant_index",
+    "workspace",
+]
 
 _DTYPE_NAMES = {np.dtype(t): np.dtype(t).name for t in "?bBhHiIlLqQefd"}
 

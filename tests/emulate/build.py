@@ -1,7 +1,7 @@
 """The whole C library with its AVX-512 tier emulated, so that any x86 CPU with AVX2 can test that tier's kernels.
 
-``load(folder)`` compiles csrc/ with this folder's immintrin.h first on the include path (AVX-512 intrinsics by SIMDe) and
-opens the result with cffi. In it, cpuid reports the avx512vnni tier where AVX2 is there.
+``load(folder)`` compiles csrc/ with this folder's immintrin.h first on the include path (AVX-512 intrinsics by SIMDe)
+and opens the result with cffi. In it, cpuid reports the avx512vnni tier where AVX2 is there.
 """
 
 import platform

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with Progress(job.budget_s, f"calibrate --{mode}", show=True) as bar:
             made = job.measure(bar.advance)
-    except calibration.InterruptedRun as stop:
+    except calibration.InterruptedRunError as stop:
         print(f"assay calibrate: {stop}", file=sys.stderr)
         return 130
     _print(made, str(path), args.format)

@@ -273,8 +273,8 @@ def _text(report: dict[str, Any], fmt: str) -> str:
     if error is not None:
         s = error["settings"]
         parts += [
-            f"Repacked to INT4 (group {s['group_size']}, symmetric): relative RMS error against the file's own weights.\n"
-            f"At most {s['max_rows']:,} evenly spaced rows of each matrix; products of {s['tokens']} Gaussian rows"
+            f"Repacked to INT4 (group {s['group_size']}, symmetric): relative RMS error against the file's own weights."
+            f"\nAt most {s['max_rows']:,} evenly spaced rows of each matrix; products of {s['tokens']} Gaussian rows"
             f" (seed {s['seed']}) against float64.",
             table.render(error["roles"], roles, fmt),
         ]

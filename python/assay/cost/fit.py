@@ -30,7 +30,8 @@ MIN_HELD_OUT = 8  # below this many held-out points, leave-one-shape-out residua
 FLOOR_LOG = 0.02  # no interval is narrower than 2%: repeat runs of one kernel differ by that much anyway
 RANGE_SLACK = 2.0  # N * K may leave the calibrated range by this factor before a prediction is called extrapolated
 COMPUTE_ROOF = {"w4a8_gemm": "int8_peak", "w4a16_gemm": "fp32_peak"}
-KERNEL_OF_OP = {"w4a8_gemm": "int4_gemm", "w4a16_gemm": "int4_gemm"}  # package.kernels may name the kernel file
+# package.kernels may name the kernel file instead of the op.
+KERNEL_OF_OP = {"w4a8_gemm": "int4_gemm", "w4a16_gemm": "int4_gemm", "chain_verify": "spec_verify"}
 LINEAR_TERMS = {
     "moe_route": ("call", "token", "token_expert", "token_choice"),
     "chain_verify": ("call", "logit", "sampled_logit"),
@@ -724,10 +725,10 @@ def _group_text(group: int) -> str:
 
 
 def _packed_bytes(chosen: GemmClass, group: int, symmetric: bool, k: FloatArray) -> Any:
-    """Bytes a weight of the asked class takes, from the fitted class: scales are float16, zeros one byte a group."""
+    """Bytes a weight of the asked class takes, from the fitted class: scales are float16, zeros half a byte a group."""
 
     def per_group(g: int, sym: bool) -> FloatArray:
-        return (2.0 if sym else 3.0) / (k if g < 0 else np.full(k.shape, float(g)))
+        return (2.0 if sym else 2.5) / (k if g < 0 else np.full(k.shape, float(g)))
 
     if group == chosen.group_size and symmetric == chosen.symmetric:
         return chosen.weight_bytes

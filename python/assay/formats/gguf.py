@@ -582,7 +582,7 @@ def _printable(text: str) -> str:
 def model_spec(file: GGUFFile) -> ModelSpec:
     """The model that `file` holds: its shape from the metadata, its matrices from the tensors.
 
-    Works for every architecture of llama.cpp's that is made of attention and gated feed-forward or expert layers (llama,
+    Works for every architecture of llama.cpp's that is made of attention and feed-forward or expert layers (llama,
     mistral, mixtral, qwen2, qwen3, qwen3moe, gemma, gemma2, gemma3, phi3, olmoe, deepseek2, gpt-oss and their like).
     `Matrix.stored` and `Matrix.stored_bytes` are the file's.
 
@@ -695,16 +695,18 @@ def _matrices(file: GGUFFile, layers: int, num_experts: int) -> tuple[list[Matri
         groups.setdefault((what.name, what.role, n, k), []).append((t, stack))
     found = []
     named = {name for name, *_ in groups}
+    down = {k for name, _, _, k in groups if name == "ffn_down"}
     for (key, role, n, k), members in groups.items():
         # phi3 keeps gate and up in one tensor that is called ffn_up
-        name = "ffn_gate_up" if key == "ffn_up" and "ffn_gate" not in named else key
+        fused = key == "ffn_up" and "ffn_gate" not in named and n % 2 == 0 and n // 2 in down
+        name = "ffn_gate_up" if fused else key
         stored: dict[str, int] = {}
         for t, stack in members:
             stored[t.type_name] = stored.get(t.type_name, 0) + stack
         total = sum(stack for _, stack in members)
         per = num_experts if role == "expert" else 1
         if total % per:
-            raise FormatError(f"{file.path}: {name}: expected {per} experts in every layer, got {total} matrices in all")
+            raise FormatError(f"{file.path}: {name}: expected {per} experts in every layer, got {total} in all")
         found.append(Matrix(name, n, k, total // per, role, stored, sum(t.nbytes for t, _ in members)))
     return found, vectors, expert_vectors, vector_bytes
 
@@ -739,8 +741,9 @@ def _check_shapes(
     file: GGUFFile, matrices: list[Matrix], attention: tuple[Attention, ...], hidden: int
 ) -> None:
     """The tensors' shapes are those that the metadata says."""
-    inputs = {"attn_q", "attn_k", "attn_v", "attn_qkv", "attn_q_a", "attn_kv_a", "ffn_gate", "ffn_up", "ffn_gate_up", "expert_gate",
-              "expert_up", "expert_gate_up", "shared_gate", "shared_up", "router", "token_embd", "lm_head"}  # fmt: skip
+    inputs = {"attn_q", "attn_k", "attn_v", "attn_qkv", "attn_q_a", "attn_kv_a", "ffn_gate", "ffn_up", "ffn_gate_up",
+              "expert_gate", "expert_up", "expert_gate_up", "shared_gate", "shared_up", "router", "token_embd",
+              "lm_head"}  # fmt: skip
     outputs = {"attn_output", "ffn_down", "expert_down", "shared_down"}
     rows: dict[str, set[int]] = {}
     for a in attention:
@@ -759,6 +762,6 @@ def _check_shapes(
         wanted = rows.get(m.name)
         if wanted is not None and m.n not in wanted:
             raise FormatError(
-                f"{file.path}: {m.name}: expected n = {' or '.join(map(str, sorted(wanted)))} (heads times their width),"
-                f" got {m.n}"
+                f"{file.path}: {m.name}: expected n = {' or '.join(map(str, sorted(wanted)))}"
+                f" (heads times their width), got {m.n}"
             )

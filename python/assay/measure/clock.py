@@ -50,6 +50,18 @@ class Timer:
         #: Seconds per call, one entry a sample.
         self.samples: list[float] = []
 
+    def call(self) -> object:
+        """Makes the next call of the rotation."""
+        return self._next()()
+
+    def calibrate(self) -> tuple[int, float]:
+        """Calls that make a sample, and about how many seconds it lasts, from one call after one that is not timed."""
+        self._time(1)
+        took = max(self._time(1), 1)
+        if self._per_sample is None:
+            self._per_sample = max(1, round(SAMPLE_NS / took))
+        return self._per_sample, 1e-9 * took * self._per_sample
+
     def _time(self, count: int) -> int:
         batch = [self._next() for _ in range(count)]
         clock = self._clock

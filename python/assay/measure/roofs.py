@@ -34,18 +34,26 @@ class Roofs:
     ----------
     readings : dict
         (name, threads) to a list of values, in bytes or operations per second.
+    buffer : numpy.ndarray
+        uint8, what the DRAM roof reads.
     """
 
     def __init__(self, machine: Machine, threads: list[int]) -> None:
         self._machine, self._threads = machine, threads
-        self._buffer = read_buffer(machine)
+        self.buffer = read_buffer(machine)
         self._at = 0
         self.readings: dict[tuple[str, int], list[float]] = {}
 
+    @property
+    def cached(self) -> tuple[np.ndarray, int]:
+        """The part of the buffer that stands for the last-level cache, and how often one reading goes over it."""
+        size = max(1 << 20, min(self._machine.last_level_cache_bytes // 4, 8 << 20))
+        return self.buffer[:size], max(1, (32 << 20) // size)
+
     def near(self, threads: int) -> dict[str, float]:
         """DRAM bandwidth and int8 peak right now: a slice that was not read lately, and two milliseconds of products."""
-        self._at = (self._at + SLICE_BYTES) % self._buffer.nbytes
-        part = self._buffer[self._at : self._at + SLICE_BYTES]
+        self._at = (self._at + SLICE_BYTES) % self.buffer.nbytes
+        part = self.buffer[self._at : self._at + SLICE_BYTES]
         found = {"dram_read": probe.read_bandwidth(part, threads), "int8_peak": probe.int8_peak(threads, seconds=0.002)}
         for name, value in found.items():
             self._keep(name, threads, value)
@@ -53,12 +61,11 @@ class Roofs:
 
     def measure(self) -> None:
         """One reading of every roof at every number of threads."""
-        llc = max(1 << 20, min(self._machine.last_level_cache_bytes // 4, 8 << 20))
+        cached, repeats = self.cached
         for t in self._threads:
-            self._keep("dram_read", t, probe.read_bandwidth(self._buffer, t))
-            cached = self._buffer[:llc]
+            self._keep("dram_read", t, probe.read_bandwidth(self.buffer, t))
             probe.read_bandwidth(cached, t)  # brings it in
-            self._keep("llc_read", t, probe.read_bandwidth(cached, t, repeats=max(1, (32 << 20) // llc)))
+            self._keep("llc_read", t, probe.read_bandwidth(cached, t, repeats=repeats))
             self._keep("int8_peak", t, probe.int8_peak(t))
             self._keep("fp32_peak", t, probe.fp32_peak(t))
 

@@ -31,7 +31,7 @@ ONE_CORE_RATIO = 1.7
 Progress = Callable[[float, str], None]
 
 
-class InterruptedRun(AssayError):
+class InterruptedRunError(AssayError):
     """Ctrl-C during a calibration; what was measured is kept.
 
     Attributes
@@ -204,7 +204,7 @@ class Run:
 
         Raises
         ------
-        InterruptedRun
+        InterruptedRunError
             Ctrl-C; the partial file holds everything measured.
         AssayError
             A kernel gave a wrong answer.
@@ -213,7 +213,7 @@ class Run:
             self._measure(progress)
         except KeyboardInterrupt:
             profile.save(self.collect(complete=False), partial_path(self.path))
-            raise InterruptedRun(partial_path(self.path), sum(1 for s in self._series if s.times)) from None
+            raise InterruptedRunError(partial_path(self.path), sum(1 for s in self._series if s.times)) from None
         self._note_one_core()
         self._report(progress, "fitting")
         done = self.collect(complete=True)

@@ -1,6 +1,7 @@
 """What a calibration found, as rows: the roofs, and each op against them."""
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from ..profile import Profile, Sample
@@ -17,24 +18,29 @@ def roof_rows(profile: Profile) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (str(row["roof"]), row["threads"]))
 
 
+def point_roof(op: str, params: Mapping[str, Any], moved_bytes: float, ops: float) -> tuple[str, float]:
+    """The roof that a point is held against, and its work in that roof's unit.
+
+    A GEMM of `COMPUTE_ROWS` rows and more: the int8 (w4a16: float32) peak, of fewer: DRAM. Routing: the cache, in which
+    its logits lie. Verification: DRAM.
+    """
+    if op.endswith("_gemm"):
+        if params["m"] >= COMPUTE_ROWS:
+            return ("fp32_peak" if op == "w4a16_gemm" else "int8_peak"), ops
+        return "dram_read", moved_bytes
+    return ("llc_read" if op == "moe_route" else "dram_read"), moved_bytes
+
+
 def roof_fraction(profile: Profile, sample: Sample) -> tuple[str, float] | None:
     """The roof that a sample is held against, and the fraction of it that was reached.
 
     Where the roof was read beside the sample that reading counts: machines drift.
     """
-    if sample.op.endswith("_gemm"):
-        if sample.params["m"] >= COMPUTE_ROWS:
-            name, rate = ("fp32_peak" if sample.op == "w4a16_gemm" else "int8_peak"), sample.ops
-        else:
-            name, rate = "dram_read", sample.bytes
-    elif sample.op == "moe_route":
-        name, rate = "llc_read", sample.bytes
-    else:
-        name, rate = "dram_read", sample.bytes
+    name, work = point_roof(sample.op, sample.params, sample.bytes, sample.ops)
     near = (sample.roof_near or {}).get(name)
     roof = profile.roof(name, sample.threads)
     ceiling = near or (roof.median if roof else None)
-    return (name, rate / sample.median_s / ceiling) if ceiling else None
+    return (name, work / sample.median_s / ceiling) if ceiling else None
 
 
 def op_rows(profile: Profile) -> list[dict[str, Any]]:

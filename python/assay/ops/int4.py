@@ -251,9 +251,7 @@ def _inputs(a: Any, w: PackedInt4, out: Any) -> tuple[Tensor, Tensor]:
     return x, c
 
 
-def _gemm(
-    a: Any, w: PackedInt4, out: Any, a16: bool, backend: str, isa: str | None, num_threads: int | None
-) -> Any:
+def _gemm(a: Any, w: PackedInt4, out: Any, a16: bool, backend: str, isa: str | None, num_threads: int | None) -> Any:
     x, c = _inputs(a, w, out)
     m = x.array.shape[0]
     if backend == "c":
@@ -280,7 +278,9 @@ def _other_backend(backend: str, a16: bool, x: np.ndarray, w: PackedInt4, isa: s
         try:
             from ..jit import int4 as twin
         except ImportError as exc:
-            raise UnsupportedError(f"backend='numba' needs the numba package: pip install 'assay[numba]' ({exc})") from exc
+            raise UnsupportedError(
+                f"backend='numba' needs the numba package: pip install 'assay[numba]' ({exc})"
+            ) from exc
         return twin.gemm(x, w.data, w.n, w.k, w.group_size, w.symmetric, a16)
     qweight, scales, zeros = w.unpack()
     return (reference.w4a16_gemm if a16 else reference.w4a8_gemm)(x, qweight, scales, zeros, w.group_size)

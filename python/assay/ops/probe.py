@@ -1,7 +1,5 @@
 """The roofs: what this machine can do at most, measured by the same threads that run the kernels."""
 
-from typing import Any
-
 import numpy as np
 
 from .._ffi import check, ffi, lib, thread_count, variant_index
@@ -14,7 +12,9 @@ def _seconds(value: float, what: str, isa: str | None) -> float:
     return value
 
 
-def read_bandwidth(buffer: np.ndarray, num_threads: int | None = None, repeats: int = 1, isa: str | None = None) -> float:
+def read_bandwidth(
+    buffer: np.ndarray, num_threads: int | None = None, repeats: int = 1, isa: str | None = None
+) -> float:
     """Bytes per second of reading all of `buffer` `repeats` times, in order.
 
     Parameters
@@ -30,31 +30,49 @@ def read_bandwidth(buffer: np.ndarray, num_threads: int | None = None, repeats: 
     return float(buffer.nbytes * repeats / _seconds(time_s, "read_bandwidth", isa))
 
 
-def _peak(call: Any, what: str, num_threads: int | None, seconds: float, isa: str | None) -> float:
+def run_peak(kind: str, iterations: int, num_threads: int | None = None, isa: str | None = None) -> tuple[float, float]:
+    """Operations done by `iterations` turns of a peak loop on every thread, and the seconds that they took.
+
+    Parameters
+    ----------
+    kind : {"int8", "fp32"}
+    """
+    if kind not in ("int8", "fp32"):
+        raise ValueError(f"kind: expected int8 or fp32, got {kind!r}")
+    if iterations < 1:
+        raise ValueError(f"iterations: expected 1 or more, got {iterations}")
+    call = lib.assay_probe_int8 if kind == "int8" else lib.assay_probe_fp32
+    ops = ffi.new("double *")
+    time_s = call(iterations, variant_index(isa), thread_count(num_threads), ops)
+    return float(ops[0]), float(_seconds(time_s, f"{kind}_peak", isa))
+
+
+def _peak(kind: str, num_threads: int | None, seconds: float, isa: str | None) -> float:
     if not 0 < seconds <= 10:
         raise ValueError(f"seconds: expected over 0 and at most 10, got {seconds}")
-    ops = ffi.new("double *")
     iterations = 1000
     while True:
-        time_s = _seconds(call(iterations, variant_index(isa), thread_count(num_threads), ops), what, isa)
+        ops, time_s = run_peak(kind, iterations, num_threads, isa)
         if time_s >= seconds / 2 or iterations > 1 << 40:
-            return float(ops[0] / time_s)
+            return ops / time_s
         iterations = max(2 * iterations, int(iterations * min(seconds / time_s, 100)))
 
 
 def int8_peak(num_threads: int | None = None, seconds: float = 0.01, isa: str | None = None) -> float:
     """Operations per second (a multiply-add counts two) of the tier's densest int8 dot-product loop."""
-    return _peak(lib.assay_probe_int8, "int8_peak", num_threads, seconds, isa)
+    return _peak("int8", num_threads, seconds, isa)
 
 
 def fp32_peak(num_threads: int | None = None, seconds: float = 0.01, isa: str | None = None) -> float:
     """Operations per second (a multiply-add counts two) of independent float32 FMAs."""
-    return _peak(lib.assay_probe_fp32, "fp32_peak", num_threads, seconds, isa)
+    return _peak("fp32", num_threads, seconds, isa)
 
 
 def dispatch_latency(num_threads: int, repeats: int = 1001) -> float:
     """Median seconds of handing a job to `num_threads` threads until every one has begun and all have ended."""
     value = float(lib.assay_dispatch_latency(num_threads, repeats))
     if value < 0:
-        raise AssayError(f"dispatch_latency: expected 1..256 threads and 1..100000 repeats, got {num_threads}, {repeats}")
+        raise AssayError(
+            f"dispatch_latency: expected 1..256 threads and 1..100000 repeats, got {num_threads}, {repeats}"
+        )
     return value

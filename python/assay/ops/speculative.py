@@ -41,16 +41,16 @@ def verify_chain(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: 
                  num_threads: int | None = None) -> VerifyResult:  # fmt: skip
     """Verifies one chain of draft tokens a request, a ragged batch of them in one call.
 
-    Request b drafted ``K_b = cu[b + 1] - cu[b]`` tokens (none is fine) and owns K_b + 1 rows of `target_logits`, from row
-    ``cu[b] + b`` on. With p = softmax(logits / temperature) and q the draft's distribution:
+    Request b drafted ``K_b = cu[b + 1] - cu[b]`` tokens (none is fine) and owns K_b + 1 rows of `target_logits`, from
+    row ``cu[b] + b`` on. With p = softmax(logits / temperature) and q the draft's distribution:
 
     - ``rule="greedy"``: a draft token is accepted while it is the argmax (the first of equals).
-    - ``rule="rejection"``: accepted when u q(x) < p(x), else a token of (p - q)+ takes its place; after the last, one of p
-      (Leviathan et al. 2023, arXiv:2211.17192, Algorithm 1). The output has the law of sampling from p token by token.
+    - ``rule="rejection"``: accepted when u q(x) < p(x), else a token of (p - q)+ takes its place; after the last, one of
+      p (Leviathan et al. 2023, arXiv:2211.17192, Algorithm 1). The output has the law of sampling from p token by token.
       A request of temperature 0 is greedy in the same call.
 
-    Both are lossless. u is a function of the request's seed, the token's position and its purpose alone (Philox4x32-10),
-    so a request's output does not depend on the batch around it, on threads, or on the C variant.
+    Both are lossless. u is a function of the request's seed, the token's position and its purpose alone
+    (Philox4x32-10), so a request's output does not depend on the batch around it, on threads, or on the C variant.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ def verify_chain(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: 
     cu_num_draft_tokens : int32 [B + 1]
         Starts at 0, does not decrease.
     draft_probs : float32 [sum K_b, V], optional
-        The distribution each draft token was sampled from, in C order, filtered just as the drafter filtered it. Without
-        it drafts count as certain (one-hot), right for n-gram and other deterministic drafts.
+        The distribution each draft token was sampled from, in C order, filtered just as the drafter filtered it.
+        Without it drafts count as certain (one-hot), right for n-gram and other deterministic drafts.
     temperature : float or float32 [B]
         0 (greedy) or more.
     seed : int or uint64 [B]
