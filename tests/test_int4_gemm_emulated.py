@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from test_int4_gemm import SHAPES, activations, weights
 
 

@@ -5,7 +5,6 @@ Arguments are checked by :mod:`assay.ops`, which also offers these functions as 
 
 import numpy as np
 
-
 # ---- INT4 GEMM -----------------------------------------------------------------------------------------------------
 
 

@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
                 "accuracy": dict(cost.accuracy),
             },
             "usd_per_hour": args.usd_per_hour,
-            "verdict": _verdict(best, profile),
+            "verdict": _verdict(predictions, best, profile),
             "notes": notes,
             "rows": [
                 row | ({"calls": _calls(p)} if args.explain else {}) for row, p in zip(rows, predictions, strict=True)
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(render(rows, _columns(), "csv"))
     else:
         heading = f"{model.name} on {profile.machine.cpu}, {threads} threads, {args.isl} tokens in, {args.osl} out"
-        print(heading, _verdict(best, profile), "", sep="\n")
+        print(heading, _verdict(predictions, best, profile), "", sep="\n")
         print(render(rows, _columns(), args.output), end="\n\n")
         if args.explain:
             for prediction in predictions:
@@ -247,11 +247,16 @@ def _best(predictions: "list[Prediction]") -> "Prediction | None":
     return max(fitting, key=lambda p: p.tokens_per_s[0], default=None)
 
 
-def _verdict(best: "Prediction | None", profile: "Profile") -> str:
+def _verdict(predictions: "list[Prediction]", best: "Prediction | None", profile: "Profile") -> str:
     from assay.report import table
 
     if best is None:
-        return f"Nothing fits: every row needs more than the machine's {table.size(profile.machine.memory_bytes or 0)}."
+        least = min(predictions, key=lambda p: p.memory.total_bytes)
+        return (
+            f"Nothing fits the machine's {table.size(profile.machine.memory_bytes or 0)}: the smallest row, "
+            f"{least.precision} at batch {least.batch}, needs {table.size(least.memory.total_bytes)}. "
+            "Rows say what it would be with enough memory."
+        )
     basis = {
         "measured": "from measured kernels",
         "mixed": "partly from measured kernels, partly from measured roofs",
@@ -269,10 +274,9 @@ def _notes(predictions: "list[Prediction]", profile: "Profile", cost: "CostModel
     steps: list[StepEstimate] = [step for p in predictions for step in (p.decode, p.prefill)]
     notes += [_accuracy_note(op, row) for op, row in cost.accuracy.items() if _used(op, steps) and row["n"]]
     roofs = dict.fromkeys(note for step in steps for note in step.notes)
-    notes += [f"{note}; interval from the roof itself to twice the estimate." for note in roofs]
+    notes += [f"{note[0].upper()}{note[1:]}; interval from the roof itself to twice the estimate." for note in roofs]
     outside = dict.fromkeys(note for step in steps for note in step.extrapolated)
-    if outside:
-        notes.append("* extrapolated: " + "; ".join(outside) + ".")
+    notes += [f"* extrapolated: {note}." for note in outside]
     here = _fingerprint()
     warning = compatible(profile, here) if here is not None else None
     if warning:
@@ -363,10 +367,9 @@ def _next(args: argparse.Namespace, best: "Prediction | None", profile: "Profile
     command = ["assay", "predict", args.model]
     if args.profile:
         command += ["--profile", args.profile]
-    if best is None:
-        return shlex.join([*command, "--batch", "1", "--precision", "int4", "--isl", "128", "--osl", "32"])
     if not args.explain:
-        command += ["--precision", best.precision, "--batch", str(best.batch)]
+        if best is not None:
+            command += ["--precision", best.precision, "--batch", str(best.batch)]
         if args.isl != 512 or args.osl != 128:
             command += ["--isl", str(args.isl), "--osl", str(args.osl)]
         return shlex.join([*command, "--explain"])

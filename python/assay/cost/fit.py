@@ -558,7 +558,8 @@ class CostModel:
             chosen = self._pick(fit, threads, None, group=32)
             assert isinstance(chosen, GemmClass)
             memory_utilisation = float(np.clip(chosen.memory_utilisation, 0.2, 1.0))
-            compute_utilisation = float(np.clip(chosen.compute_utilisation(chosen.m).max(), 0.05, 1.0))
+            # Of the widest product: at narrow ones memory hides what the arithmetic could reach.
+            compute_utilisation = float(np.clip(chosen.compute_utilisation(chosen.m[-1]), 0.05, 1.0))
             overhead, p = chosen.overhead_s, chosen.p
         return from_roofs(
             moved_bytes,

@@ -304,7 +304,6 @@ def _sum(calls: Sequence[Call]) -> StepEstimate:
         ends[1] += c.high_s - c.time_s
     time = sum(c.time_s for c in calls)
     measured = [c for c in calls if c.basis == "measured"]
-    roof_notes = dict.fromkeys(note for c in calls if c.basis != "measured" for note in c.notes)
     return StepEstimate(
         calls=tuple(calls),
         time_s=time,
@@ -314,15 +313,24 @@ def _sum(calls: Sequence[Call]) -> StepEstimate:
         compute_s=sum(c.compute_s for c in calls),
         overhead_s=sum(c.overhead_s for c in calls),
         measured_share=sum(c.time_s for c in measured) / time,
-        extrapolated=tuple(dict.fromkeys(note for c in measured for note in c.notes)),
-        notes=tuple(roof_notes),
+        extrapolated=_gathered(measured),
+        notes=_gathered([c for c in calls if c.basis != "measured"]),
     )
+
+
+def _gathered(calls: Sequence[Call]) -> tuple[str, ...]:
+    """Each note once, with the calls that it is about."""
+    names: dict[str, dict[str, None]] = {}
+    for call in calls:
+        for note in call.notes:
+            names.setdefault(note, {})[call.name] = None
+    return tuple(f"{note} ({', '.join(about)})" for note, about in names.items())
 
 
 # ---- steps ------------------------------------------------------------------------------------------------
 
 
-def step_cost(  # noqa: PLR0917 - the six things that a step is made of
+def step_cost(
     model: ModelSpec, precision: str, batch: int, context_len: int, cost_model: CostModel, threads: int
 ) -> StepEstimate:
     """Time of one decode step: one token more for each of ``batch`` requests.
@@ -354,9 +362,12 @@ def step_cost(  # noqa: PLR0917 - the six things that a step is made of
     return _sum(calls)
 
 
-def prefill_chunk(cost_model: CostModel, isl: int) -> int:
-    """Tokens of a prefill chunk: the widest calibrated product, at most 512, at least 32, no more than the prompt."""
-    fit = cost_model.ops.get(GEMM_OP)
+def prefill_chunk(cost_model: CostModel, precision: str, isl: int) -> int:
+    """Tokens of a prefill chunk: at most 512, and no more than the prompt.
+
+    INT4 stays at the widest calibrated product (but at least 32), so that its prefill is priced within the range.
+    """
+    fit = cost_model.ops.get(GEMM_OP) if precision == "int4" else None
     widest = max((int(c.m[-1]) for c in fit.classes if isinstance(c, GemmClass)), default=0) if fit else 0
     return min(isl, max(32, min(widest or PREFILL_CHUNK_MAX, PREFILL_CHUNK_MAX)))
 
@@ -369,7 +380,7 @@ def prefill_cost(model: ModelSpec, precision: str, isl: int, cost_model: CostMod
     """
     check_precision(model, precision)
     _at_least("isl", isl, 1)
-    chunk = prefill_chunk(cost_model, isl)
+    chunk = prefill_chunk(cost_model, precision, isl)
     full, rest = divmod(isl, chunk)
     calls: list[Call] = []
     for count, tokens, past in ((full, chunk, (full - 1) * chunk / 2.0), (1 if rest else 0, rest, float(full * chunk))):
@@ -404,7 +415,7 @@ def _at_least(name: str, value: int, low: int) -> None:
         raise ValueError(f"{name}: expected an integer in {low}..{MAX_TOKENS}, got {value!r}")
 
 
-def predict(  # noqa: PLR0917 - a row of the table, in the order of its columns
+def predict(
     model: ModelSpec,
     precision: str,
     batch: int,
@@ -432,7 +443,7 @@ def predict(  # noqa: PLR0917 - a row of the table, in the order of its columns
     _at_least("threads", threads, 1)
     decode = step_cost(model, precision, batch, isl + osl // 2, cost_model, threads)
     prefill = prefill_cost(model, precision, isl, cost_model, threads)
-    memory = memory_needed(model, precision, batch, isl + osl, prefill_chunk(cost_model, isl))
+    memory = memory_needed(model, precision, batch, isl + osl, prefill_chunk(cost_model, precision, isl))
     # The slow end of the time is the low end of the speed.
     speed = (batch / decode.time_s, batch / decode.high_s, batch / decode.low_s)
     served = (

@@ -16,7 +16,15 @@ _HOME = {
     "spec_from_config": ".hf",
 }
 
-__all__ = sorted([*_HOME])
+__all__ = [
+    "GGUFFile",
+    "GGUFTensor",
+    "dequantize_rows",
+    "load_config",
+    "model_spec",
+    "open_gguf",
+    "spec_from_config",
+]
 
 
 def __getattr__(name: str) -> Any:

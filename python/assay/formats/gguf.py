@@ -737,9 +737,7 @@ def _check_layers(file: GGUFFile, matrices: list[Matrix], layers: int) -> None:
             )
 
 
-def _check_shapes(
-    file: GGUFFile, matrices: list[Matrix], attention: tuple[Attention, ...], hidden: int
-) -> None:
+def _check_shapes(file: GGUFFile, matrices: list[Matrix], attention: tuple[Attention, ...], hidden: int) -> None:
     """The tensors' shapes are those that the metadata says."""
     inputs = {"attn_q", "attn_k", "attn_v", "attn_qkv", "attn_q_a", "attn_kv_a", "ffn_gate", "ffn_up", "ffn_gate_up",
               "expert_gate", "expert_up", "expert_gate_up", "shared_gate", "shared_up", "router", "token_embd",

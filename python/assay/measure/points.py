@@ -138,7 +138,9 @@ def _gemm_points(t: int, full: bool) -> list[Point]:
             points += [_gemm("w4a8_gemm", shape, m, t, False, **kind) for shape in fitted for m in widths]
             points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True, **kind) for m in (1, 3, 8, 24)]
             points += [_gemm("w4a8_gemm", "llama-8b-up", m, t, True, **kind) for m in (1, 4)]
-        points += [_gemm("w4a16_gemm", shape, m, t, False) for shape in fitted for m in (32, 64, 128)]
+        wide = ("llama-8b-attn", "olmoe-attn")  # not llama-8b-kv, which w4a16 holds out
+        points += [_gemm("w4a16_gemm", shape, m, t, False) for shape in wide for m in (32, 64, 128)]
+        points += [_gemm("w4a16_gemm", "phi3-qkv", m, t, True) for m in (24, 64)]
     return points
 
 
