@@ -106,6 +106,23 @@ int assay_w4_gemm_prepare(const assay_w4 *w, const void *a, int a_dtype, int64_t
 int assay_w4_gemm_run(const assay_w4 *w, int64_t m, float *c, int64_t ldc, int a16, int variant, int ith, int nth,
                       void *workspace, size_t workspace_bytes);
 
+/* ---- int8 GEMM: the same with weights of eight bits, w = scale * q, q in -128..127 ----------------------------
+ * w8a8: activations as in w4a8. group_size 32, 64, 128 (K a multiple of it) or K (at most 2^17). GGUF's Q8_0 is group 32. */
+typedef struct {
+    int64_t n, k;
+    int64_t group_size;
+    const void *data;          /* assay_w8_pack's output, 64-byte aligned */
+} assay_w8;
+
+size_t assay_w8_packed_bytes(int64_t n, int64_t k, int64_t group_size);
+/* qweight[N, K], scales[N, G] float16 bits. */
+int assay_w8_pack(int64_t n, int64_t k, int64_t group_size, const int8_t *qweight, const uint16_t *scales, void *packed,
+                  int num_threads);
+int assay_w8_unpack(const assay_w8 *w, int8_t *qweight, uint16_t *scales);
+size_t assay_w8_gemm_workspace(const assay_w8 *w, int64_t m);
+int assay_w8a8_gemm(const assay_w8 *w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc,
+                    int variant, int num_threads, void *workspace, size_t workspace_bytes);
+
 /* ---- MoE routing: softmax over experts, then top-k ---------------------------------------------
  * logits[T, E] of dtype, row stride ld. Writes topk_weights[T, k], topk_ids[T, k] (weight descending, ties to
  * the lower id) and status[T]. renormalize: weights of a row sum to one. Minus infinity masks an expert; slots

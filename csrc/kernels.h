@@ -11,7 +11,7 @@ enum {
 };
 #undef ISA
 
-enum { ASSAY_OP_int4_gemm, ASSAY_OP_moe_route, ASSAY_OP_spec_verify, ASSAY_OP_probe, ASSAY_OP_COUNT };
+enum { ASSAY_OP_int4_gemm, ASSAY_OP_int8_gemm, ASSAY_OP_moe_route, ASSAY_OP_spec_verify, ASSAY_OP_probe, ASSAY_OP_COUNT };
 
 int assay_cpu_supports(int isa);                 /* cpuid.c */
 /* The kernel table of an op for a variant (-1: best allowed), or NULL when there is none. */
@@ -27,16 +27,17 @@ static inline int64_t assay_round_up(int64_t x, int64_t to) { return (x + to - 1
  *               line(step, half): byte 4*lane + b: low nibble  q[col = 16*half + lane][k = 8*step + b]
  *                                                  high nibble q[same col]            [k = 8*step + 4 + b]
  * asymmetric  = before every four group blocks 64 B: 4 x 16 B, byte j = z[col j] | z[col j+16] << 4
- * One linear stream a thread: scales and zero points lie where they are used. */
-enum { ASSAY_TILE_N = 32, ASSAY_LINES32 = 512, ASSAY_SCALE_BYTES = 64, ASSAY_ZERO_BYTES = 64 };
+ * One linear stream a thread: scales and zero points lie where they are used.
+ *
+ * int8_gemm: the same tiles and blocks; 32 k = 8 steps of 4 k x 2 halves x 64 B:
+ *               line(step, half): byte 4*lane + b: q[col = 16*half + lane][k = 4*step + b] + 128 */
+enum { ASSAY_TILE_N = 32, ASSAY_LINES32 = 512, ASSAY_BYTE_LINES32 = 1024, ASSAY_SCALE_BYTES = 64, ASSAY_ZERO_BYTES = 64 };
 
 typedef struct {
     int64_t n, k, k_padded, group, groups, group_padded, tiles;
     int64_t block_bytes, tile_bytes;
-    int symmetric;
+    int symmetric;     /* int8_gemm: always */
 } assay_w4_layout;
-
-int assay_w4_layout_of(int64_t n, int64_t k, int64_t group_size, int symmetric, assay_w4_layout *out);
 
 static inline int64_t assay_w4_block_offset(const assay_w4_layout *l, int64_t g) {
     return g * l->block_bytes + (l->symmetric ? 0 : (g / 4 + 1) * ASSAY_ZERO_BYTES);
@@ -48,7 +49,7 @@ static inline int64_t assay_w4_zero_offset(const assay_w4_layout *l, int64_t g) 
 /* Activations, prepared once a call. Rows go in blocks of `mr` (the last ones balanced); block starting at row0
  * with r rows lies at element row0 * k_padded:
  *   w4a8:  int8  [k/4][r][4];  scale float [groups][r] and comp int32 [groups][r] at row0 * groups,
- *          comp = -8 * sum(q_a) when symmetric, else -sum(q_a)
+ *          comp = -sum(q_a) times `center`
  *   w4a16: float [k][r];       xsum float [groups][r] at row0 * groups */
 typedef struct {
     assay_w4_layout l;
@@ -56,6 +57,7 @@ typedef struct {
     int64_t m;
     int row_blocks;
     int a16;
+    int32_t center;    /* the zero point of symmetric weights: 8, or 128 for int8; 1 when they have their own */
     void *values;
     float *scale;      /* w4a16: xsum */
     int32_t *comp;
@@ -77,6 +79,12 @@ typedef struct {
     void (*w4a8)(const assay_gemm_args *args, int64_t begin, int64_t end);    /* tiles */
     void (*w4a16)(const assay_gemm_args *args, int64_t begin, int64_t end);   /* tiles */
 } assay_int4_gemm_kernel;
+
+/* ---- int8_gemm: prepares with int4_gemm's ------------------------------------------------------------- */
+typedef struct {
+    int mr8;
+    void (*w8a8)(const assay_gemm_args *args, int64_t begin, int64_t end);    /* tiles */
+} assay_int8_gemm_kernel;
 
 /* ---- moe_route ---------------------------------------------------------------------------------- */
 typedef struct {

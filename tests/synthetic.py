@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from assay.model import Attention, Experts, Matrix, ModelSpec
 from assay.profile import Machine, Profile, Roof, Sample
 
 DRAM = {1: 12e9, 2: 20e9}
@@ -121,3 +122,39 @@ def synthetic_profile(
         samples=samples,
         complete=True,
     )
+
+
+def hand_made_model(*, num_experts=0, tied=True, vocab=32000, stored_bits=None):
+    """Two layers of Llama-3-8B's width with an ungated feed-forward, dense or with top-2 of ``num_experts``."""
+
+    def matrix(name, n, k, count, role):
+        copies = count * (num_experts if role == "expert" else 1)
+        stored = None if stored_bits is None else round(n * k * copies * stored_bits / 8)
+        return Matrix(name, n, k, count, role, None if stored is None else {"any": copies}, stored)
+
+    role, prefix = ("expert", "expert") if num_experts else ("ffn", "ffn")
+    matrices = [
+        matrix("attn_q", 4096, 4096, 2, "attention"),
+        matrix("attn_kv", 2048, 4096, 2, "attention"),
+        matrix("attn_output", 4096, 4096, 2, "attention"),
+        matrix(f"{prefix}_up", 14336, 4096, 2, role),
+        matrix(f"{prefix}_down", 4096, 14336, 2, role),
+        matrix("lm_head", vocab, 4096, 1, "lm_head"),
+    ]
+    if num_experts:
+        matrices.append(matrix("router", num_experts, 4096, 2, "router"))
+    if not tied:
+        matrices.append(matrix("embedding", vocab, 4096, 1, "embedding"))
+    return ModelSpec(
+        name="hand-made",
+        source="tests",
+        num_layers=2,
+        hidden_size=4096,
+        vocab_size=vocab,
+        matrices=tuple(matrices),
+        attention=(Attention(2, 32, 8, 128, 128, None, 2048, "gqa"),),
+        experts=Experts(num_experts, 2, 2, 0, 4096, 14336) if num_experts else None,
+        tied_embedding=tied,
+        max_context=4096,
+        vector_bytes=None if stored_bits is None else 0,
+    ).validate()

@@ -40,7 +40,7 @@ def test_random_blocks(name):
     assert_same_bits(dequantize_rows(rows, name), theirs(rows, name))
 
 
-@pytest.mark.parametrize("name", [n for n in SCALES])
+@pytest.mark.parametrize("name", list(SCALES))
 def test_every_finite_scale(name):
     """All 63488 finite f16 patterns (both zeros, subnormals) as every scale of the block, payload random."""
     bits = np.arange(1 << 16, dtype=np.uint16)

@@ -72,6 +72,22 @@ def test_a_visit_keeps_to_its_budget_and_its_bounds():
     assert len(timer.samples) == before + 7
 
 
+def test_a_call_longer_than_the_visit_is_made_once_and_counts():
+    fake = FakeTime()
+    timer = Timer([fake.call("a", 50_000_000)], fake)
+    assert timer.visit(0.02) == pytest.approx(0.05)
+    assert timer.samples == [0.05]
+    assert len(fake.made) == 1
+
+
+def test_long_calls_stop_at_three_times_the_budget():
+    fake = FakeTime()
+    timer = Timer([fake.call("a", 15_000_000)], fake)
+    timer.visit(0.02, min_samples=9, max_samples=9)
+    # 30 ms of preparation, then samples begin while at most 60 ms have passed.
+    assert len(timer.samples) == 3
+
+
 def test_a_clock_that_stands_still_gives_no_zero_times():
     fake = FakeTime()
     timer = Timer([fake.call("a", 0)], fake)

@@ -95,7 +95,9 @@ def test_a_profile_accepts_every_point(mode):
     points = grid(mode, [1, 3])
     profile = synthetic_profile()
     profile.samples = [
-        Sample.of(p.op, "scalar", p.threads, p.params, moved_bytes=p.bytes, ops=p.ops, time_s=[1e-3], held_out=p.held_out)
+        Sample.of(
+            p.op, "scalar", p.threads, p.params, moved_bytes=p.bytes, ops=p.ops, time_s=[1e-3], held_out=p.held_out
+        )
         for p in points
     ]
     again = Profile.from_json(profile.to_json()).samples
@@ -104,7 +106,11 @@ def test_a_profile_accepts_every_point(mode):
 
 
 @given(
-    st.integers(1, 100), st.integers(1, 12), st.sampled_from([32, 64, 128, "row"]), st.booleans(), st.integers(0, 2**32 - 1)
+    st.integers(1, 100),
+    st.integers(1, 12),
+    st.sampled_from([32, 64, 128, "row"]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=60, deadline=None)
 def test_packed_bytes_are_what_pack_makes(n, groups, group_size, symmetric, seed):

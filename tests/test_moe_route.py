@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 import assay
 from assay import reference
+from bf16 import BFloat16
 
-# (E, k): one expert, k = E, chunks of 16 and groups of 128 and 256 less one, exact, plus one, beyond the stack's copy.
-SIZES = [(1, 1), (2, 1), (7, 7), (8, 2), (15, 3), (16, 4), (17, 17), (32, 4), (64, 8), (127, 8), (128, 8), (129, 8),
-         (255, 6), (256, 8), (257, 9), (512, 32), (2047, 5), (2048, 8), (2049, 8), (3000, 3)]  # fmt: skip
+# (E, k): one expert, k = E, multiples of 8 up to 32 (tokens by eights), chunks of 16 and groups of 128 and 256 less one,
+# exact, plus one, beyond the stack's copy.
+SIZES = [(1, 1), (2, 1), (7, 7), (8, 1), (8, 2), (8, 8), (15, 3), (16, 4), (17, 17), (24, 3), (32, 4), (32, 9), (64, 8),
+         (127, 8), (128, 8), (129, 8), (255, 6), (256, 8), (257, 9), (512, 32), (2047, 5), (2048, 8), (2049, 8), (3000, 3)]  # fmt: skip
 
 
 def logits(tokens, experts, dtype="float32", seed=0, ties=False):
@@ -27,7 +29,7 @@ def assert_same(got, want):
 @pytest.mark.parametrize(("experts", "top_k"), SIZES)
 def test_variant_equals_portable_c_and_the_reference(variant, experts, top_k, renormalize):
     for ties in (False, True):
-        x = logits(9, experts, ties=ties)
+        x = logits(21, experts, ties=ties)
         got = assay.moe_route(x, top_k, renormalize, isa=variant)
         assert_same(got, assay.moe_route(x, top_k, renormalize, isa="scalar"))
         weights, ids, status = reference.moe_route(x, top_k, renormalize)
@@ -59,14 +61,15 @@ def check_avx512(monkeypatch, emulated, run):
     assert_same(run("avx512vnni"), want)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(("experts", "top_k"), SIZES)
 def test_emulated_avx512_equals_portable_c(monkeypatch, emulated, experts, top_k, dtype):
-    x = logits(9, experts, dtype, ties=experts % 2 == 0)
+    x = logits(19, experts, "float16" if dtype == "float16" else "float32", ties=experts % 2 == 0)
     x[2, : experts - 1] = -np.inf
     x[4, experts // 2] = np.nan
     x[6] = -np.inf
     x[7, experts // 3] = np.inf
+    x = BFloat16(x) if dtype == "bfloat16" else x
     for renormalize in (True, False):
         with monkeypatch.context() as patch:
             check_avx512(patch, emulated, lambda isa, r=renormalize: assay.moe_route(x, top_k, r, isa=isa))
@@ -158,29 +161,10 @@ def test_half_precision_logits_are_widened_exactly(variant):
     assert_same(assay.moe_route(half, 5, isa=variant), want)
 
 
-def test_bfloat16_by_dlpack(variant):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    x = torch.from_numpy(logits(6, 50)).bfloat16()
-    want = assay.moe_route(x.float().numpy(), 5, isa=variant)
-    assert_same(assay.moe_route(x, 5, isa=variant), want)
-
-
-def test_bfloat16_in_c(variant):
-    """As numpy has no bfloat16: through the C call itself."""
-    from assay._ffi import ffi, lib, variant_index
-
-    for experts in (5, 16, 50, 200):
-        bits = (logits(7, experts).view(np.uint32) >> 16).astype(np.uint16)
-        wide = (bits.astype(np.uint32) << 16).view(np.float32)
-        w, i, s = np.empty((7, 4), np.float32), np.empty((7, 4), np.int32), np.empty(7, np.int32)
-        code = lib.assay_moe_route(
-            ffi.from_buffer(bits), lib.ASSAY_BF16, experts, 7, experts, 4, 1, ffi.from_buffer("float[]", w),
-            ffi.from_buffer("int32_t[]", i), ffi.from_buffer("int32_t[]", s), variant_index(variant), 1,
-        )  # fmt: skip
-        assert code == lib.ASSAY_OK
-        want = assay.moe_route(wide, 4, isa=variant)
-        for a, b in zip((w, i, s), want, strict=True):
-            np.testing.assert_array_equal(a, b)
+def test_bfloat16_logits_are_widened_exactly(variant):
+    for experts in (5, 16, 50, 200, 2049):
+        x = BFloat16(logits(11, experts))
+        assert_same(assay.moe_route(x, 4, isa=variant), assay.moe_route(x.widened(), 4, isa=variant))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -8,6 +8,7 @@ import pytest
 import assay
 from assay import reference
 from assay.ops.speculative import uniform
+from bf16 import BFloat16
 
 OK, NAN, EMPTY, INF, BAD_ID = range(5)
 
@@ -216,16 +217,18 @@ def test_numba_twin_gives_the_same_tokens(vocab, dense):
     assert_same(assay.verify_chain(**args, uniforms=u, backend="reference"), want)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("vocab", VOCABS)
 def test_emulated_avx512_equals_portable_c(monkeypatch, emulated, vocab, dtype):
     runs = []
     for dense in (True, False):
-        args = case(24, vocab, dense=dense, dtype=dtype)
+        args = case(24, vocab, dense=dense, dtype="float16" if dtype == "float16" else "float32")
         args["target_logits"][3::17, vocab // 2] = np.nan
         args["target_logits"][4::17] = -np.inf
         if dense and vocab > 20:
             args["draft_probs"][1::7, 19] = np.nan
+        if dtype == "bfloat16":
+            args["target_logits"] = BFloat16(args["target_logits"])
         runs += [(args, rule, t) for rule in ("rejection", "greedy") for t in (1.0, 0.3)]
     want = [assay.verify_chain(**a, rule=rule, temperature=t, isa="scalar") for a, rule, t in runs]
     monkeypatch.setattr("assay.ops.speculative.ffi", emulated[0])
@@ -242,12 +245,14 @@ def test_half_precision_logits_are_widened_exactly(variant):
         assert_same(assay.verify_chain(**half, isa=variant), assay.verify_chain(**single, isa=variant))
 
 
-def test_bfloat16(variant):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    args = case(30, 3000)
-    half = torch.from_numpy(args["target_logits"]).bfloat16()
-    got = assay.verify_chain(**args | {"target_logits": half}, isa=variant)
-    assert_same(got, assay.verify_chain(**args | {"target_logits": half.float().numpy()}, isa=variant))
+def test_bfloat16_logits_are_widened_exactly(variant):
+    for vocab in (7, 50, 3000):
+        args = case(30, vocab)
+        half = BFloat16(args["target_logits"])
+        single = args | {"target_logits": half.widened()}
+        for rule in ("rejection", "greedy"):
+            got = assay.verify_chain(**args | {"target_logits": half}, rule=rule, isa=variant)
+            assert_same(got, assay.verify_chain(**single, rule=rule, isa=variant))
 
 
 @pytest.mark.parametrize("dense", [True, False], ids=["dense", "one-hot"])

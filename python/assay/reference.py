@@ -89,6 +89,26 @@ def w4a8_gemm(
     return c
 
 
+def quantize_int8(w: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Round-to-nearest int8, w = scale q: scale = amax / 127 in float16, codes chosen for it, in -127..127."""
+    groups = w.astype(np.float32).reshape(len(w), w.shape[1] // group_size, group_size)
+    scales = (np.abs(groups).max(-1) / np.float32(127)).astype(np.float16)
+    step = scales.astype(np.float32)[..., None]
+    codes = np.clip(np.rint(groups / np.where(step == 0, np.float32(1), step)), -127, 127)
+    return codes.astype(np.int8).reshape(w.shape), scales
+
+
+def w8a8_gemm(a: np.ndarray, qweight: np.ndarray, scales: np.ndarray, group_size: int) -> np.ndarray:
+    """C[M, N] = A[M, K] @ W[N, K].T, int8 weights q and int8 activations: w4a8's chain without a zero point."""
+    codes, a_scale = quantize_activations(a, group_size)
+    c = np.zeros((len(a), len(qweight)), np.float32)
+    for g in range(a.shape[1] // group_size):
+        at = slice(g * group_size, (g + 1) * group_size)
+        dot = codes[:, at].astype(np.int64) @ qweight[:, at].astype(np.int64).T
+        c = fma(dot.astype(np.float32), scales[None, :, g].astype(np.float32) * a_scale[:, g, None], c)
+    return c
+
+
 def w4a16_gemm(
     a: np.ndarray, qweight: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, group_size: int
 ) -> np.ndarray:

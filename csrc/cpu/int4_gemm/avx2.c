@@ -11,9 +11,8 @@
  * FMA pipes.
  *
  * float32 accumulators of a tile live in memory (L1): one load-op and one store per group, hidden behind the products. */
-#include "tiles.h"
+#include "../gemm_avx2.h"
 
-#include <immintrin.h>
 #include <math.h>
 #include <string.h>
 
@@ -83,7 +82,7 @@ INLINE void prepare8(const assay_gemm_args *p, int64_t row0, int64_t rows, int d
             }
             const int64_t at = row0 * l->groups + g * rows + r;
             p->scale[at] = live ? amax / 127.0f : finite ? 0 : NAN;
-            p->comp[at] = (l->symmetric ? -8 : -1) * sum_of(sum);
+            p->comp[at] = -p->center * sum_of(sum);
         }
     }
 }
@@ -128,32 +127,12 @@ void assay_int4_prepare_avx2(const assay_gemm_args *p, int64_t begin, int64_t en
 
 /* ---- one row block against one tile ------------------------------------------------------------------ */
 
-/* A quarter of a tile's columns: float32 scales and int32 zero points of columns 8 v .. 8 v + 7. */
-INLINE __m256 scale_of(const uint8_t *block, int v) {
-    return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(block + 16 * v)));
-}
+/* int32 zero points of columns 8 v .. 8 v + 7. */
 INLINE __m256i zero_of(const uint8_t *zeros, int v) {
     const __m128i both = _mm_loadl_epi64((const __m128i *)(zeros + v % 2 * 8));
     const __m256i z = _mm256_cvtepu8_epi32(both);
     return v < 2 ? _mm256_and_si256(z, _mm256_set1_epi32(15)) : _mm256_srli_epi32(z, 4);
 }
-
-INLINE void store_rows(const assay_gemm_args *p, const __m256 *f, int64_t t, int64_t row0, int rows) {
-    const int64_t n0 = t * ASSAY_TILE_N;
-    for (int r = 0; r < rows; r++) {
-        float *c = p->c + (row0 + r) * p->ldc + n0;
-        if (n0 + ASSAY_TILE_N <= p->l.n) {
-            for (int v = 0; v < 4; v++) _mm256_storeu_ps(c + 8 * v, f[4 * r + v]);
-        } else {
-            float row[ASSAY_TILE_N];
-            for (int v = 0; v < 4; v++) _mm256_storeu_ps(row + 8 * v, f[4 * r + v]);
-            memcpy(c, row, (size_t)(p->l.n - n0) * 4);
-        }
-    }
-}
-
-/* Keeps the compiler from reordering sums across this point: it would trade the accumulators' registers for spills. */
-#define HOLD(v) __asm__("" : "+x"(v))
 
 /* 32 k of 16 columns (one half) against `rows` rows: int32 sums, in `wide`, of columns 8 v.. in wide[2 r + v]. */
 INLINE void dot32(const uint8_t *lines, const int32_t *a, int rows, int64_t ahead, __m256i *wide) {

@@ -11,35 +11,14 @@
  * once a group: four vector ops per 64 bytes.
  * w4a16. A right shift and vpermps over the table 0..15 turn a nibble into a float (vpermps reads only the low four bits
  * of an index), then an FMA a row. */
-#include "tiles.h"
-
-#include <string.h>
+#include "../gemm_avx512.h"
 
 enum { MR8 = 6, MR16 = 8 };
 
-/* Half a tile's columns, 16 h .. 16 h + 15. */
-INLINE __m512 scale_of(const uint8_t *block, int h) {
-    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(block + 32 * h)));
-}
+/* int32 zero points of columns 16 h .. 16 h + 15. */
 INLINE __m512i zero_of(const uint8_t *zeros, int h) {
     const __m512i z = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)zeros));
     return h ? _mm512_srli_epi32(z, 4) : _mm512_and_si512(z, _mm512_set1_epi32(15));
-}
-
-INLINE void store_rows(const assay_gemm_args *p, const __m512 *f, int64_t t, int64_t row0, int rows) {
-    const int64_t n0 = t * ASSAY_TILE_N;
-    for (int r = 0; r < rows; r++) {
-        float *c = p->c + (row0 + r) * p->ldc + n0;
-        if (n0 + ASSAY_TILE_N <= p->l.n) {
-            _mm512_storeu_ps(c, f[2 * r]);
-            _mm512_storeu_ps(c + 16, f[2 * r + 1]);
-        } else {
-            float row[ASSAY_TILE_N];
-            _mm512_storeu_ps(row, f[2 * r]);
-            _mm512_storeu_ps(row + 16, f[2 * r + 1]);
-            memcpy(c, row, (size_t)(p->l.n - n0) * 4);
-        }
-    }
 }
 
 /* Where a group's integer sums start: at the zero point's correction. */
@@ -49,8 +28,6 @@ INLINE __m512i start_of(const assay_w4_layout *l, const uint8_t *zeros, int h, i
         return _mm512_dpwssd_epi32(_mm512_setzero_si512(), zero_of(zeros, h), _mm512_set1_epi32(comp & 0xffff));
     return _mm512_mullo_epi32(zero_of(zeros, h), _mm512_set1_epi32(comp));
 }
-
-INLINE __m512i line(const uint8_t *at) { return _mm512_load_si512((const void *)at); }
 
 INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, int64_t ahead, int halves) {
     const assay_w4_layout *l = &p->l;

@@ -35,7 +35,7 @@ static void prepare8(const assay_gemm_args *p, int64_t row0, int64_t rows) {
                 sum += q;
             }
             scale[g * rows + r] = live ? amax / 127.0f : finite ? 0 : NAN;
-            comp[g * rows + r] = l->symmetric ? -8 * sum : -sum;
+            comp[g * rows + r] = -p->center * sum;
         }
     }
 }

@@ -4,8 +4,9 @@
  *
  * Each of these steps waits for the one before (a horizontal maximum is 8 cycles, a compare, movemask and tzcnt 8; about
  * 40 a choice), hence ROWS rows side by side: their chains overlap, and the bound becomes the 35 instructions of a choice.
- * Ties go to the lower id because compares find the first chunk and the first place in it. */
-#include "moe_route.h"
+ * Ties go to the lower id because compares find the first chunk and the first place in it. Few experts go another way:
+ * few_experts.h. Zen 3, one thread, top-8 of 128: 82 ns a token, of 256: 120; top-2 of 8: 10. */
+#include "few_experts.h"
 #include "../row_tail.h"
 #include "../vexp_avx2.h"
 
@@ -144,6 +145,7 @@ INLINE void route_range(const assay_route_args *a, int64_t t, int64_t end, int d
 
 static void route(const assay_route_args *a, int64_t begin, int64_t end) {
     const int64_t groups = (a->num_experts + 8 * CHUNK - 1) / (8 * CHUNK);
+    begin = route_few_experts(a, begin, end);
     if (a->num_experts > MOST_EXPERTS) assay_moe_route_scalar.route(a, begin, end);
     else if (groups > 1) route_range(a, begin, end, a->dtype, groups);
     else if (a->dtype == ASSAY_F32) route_range(a, begin, end, ASSAY_F32, 1);

@@ -4,8 +4,8 @@
  *
  * Each of these steps waits for the one before (a horizontal maximum is 15 cycles, compare, kmov and tzcnt 7), hence ROWS
  * rows side by side: their chains overlap, and the bound becomes the 30 instructions of a choice. Ties go to the lower id
- * because compares find the first chunk and the first place in it. */
-#include "moe_route.h"
+ * because compares find the first chunk and the first place in it. Few experts go another way: few_experts.h. */
+#include "few_experts.h"
 #include "../row_tail.h"
 #include "../vexp_avx512.h"
 
@@ -123,6 +123,7 @@ INLINE void route_range(const assay_route_args *a, int64_t t, int64_t end, int d
 
 static void route(const assay_route_args *a, int64_t begin, int64_t end) {
     const int64_t groups = (a->num_experts + 16 * CHUNK - 1) / (16 * CHUNK);
+    begin = route_few_experts(a, begin, end);
     if (a->num_experts > MOST_EXPERTS) assay_moe_route_scalar.route(a, begin, end);
     else if (groups > 1) route_range(a, begin, end, a->dtype, groups);
     else if (a->dtype == ASSAY_F32) route_range(a, begin, end, ASSAY_F32, 1);

@@ -162,7 +162,7 @@ def _profile(given: str | None) -> "tuple[Profile, str]":
     if not Path(path).exists():
         raise ProfileError(
             f"profile: expected a calibration profile at {path}, got no such file; "
-            "make one with `assay calibrate --quick`" + (f" -o {shlex.quote(path)}" if given is not None else "")
+            f"make one with `assay calibrate --quick{'' if given is None else ' -o ' + shlex.quote(path)}`"
         )
     return load(path), path
 
@@ -270,11 +270,15 @@ def _verdict(predictions: "list[Prediction]", best: "Prediction | None", profile
 def _notes(predictions: "list[Prediction]", profile: "Profile", cost: "CostModel", model: "ModelSpec") -> list[str]:
     from assay.profile import compatible
 
-    notes = ["Intervals hold 90%."]
+    notes = ["[low, high] are 90% intervals."]
     steps: list[StepEstimate] = [step for p in predictions for step in (p.decode, p.prefill)]
     notes += [_accuracy_note(op, row) for op, row in cost.accuracy.items() if _used(op, steps) and row["n"]]
-    roofs = dict.fromkeys(note for step in steps for note in step.notes)
-    notes += [f"{note[0].upper()}{note[1:]}; interval from the roof itself to twice the estimate." for note in roofs]
+    roofs = dict.fromkeys(call.op for step in steps for call in step.calls if call.basis == "roof")
+    if roofs:
+        notes.append(
+            f"No calibrated kernel for {', '.join(roofs)}: priced on the measured roofs, the interval from the roof itself "
+            "to twice the estimate."
+        )
     outside = dict.fromkeys(note for step in steps for note in step.extrapolated)
     notes += [f"* extrapolated: {note}." for note in outside]
     here = _fingerprint()

@@ -33,7 +33,7 @@ def _popularity(popularity: npt.ArrayLike) -> tuple[FloatArray, float]:
     if p.ndim != 1 or p.size == 0 or not np.all((p >= 0) & (p <= 1)):
         raise ValueError("popularity: expected a vector of probabilities P(token uses expert), got something else")
     total = float(p.sum())
-    if total < 1:
+    if total < 1 - 1e-9:
         raise ValueError(f"popularity: expected a sum of k >= 1 experts per token, got {total}")
     return p, total
 

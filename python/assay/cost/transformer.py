@@ -27,9 +27,7 @@ BF16_ROLES = ("router", "embedding")
 COMPUTE_ROOF = {"bf16": "fp32_peak", "int8": "int8_peak", "file": "int8_peak"}
 KV_BYTES = 2.0  # bf16
 GEMM_OP = "w4a8_gemm"
-PREFILL_CHUNK_MAX = (
-    512  # tokens; chunks are no wider than the widest calibrated product, so that they stay in its range
-)
+PREFILL_CHUNK_MAX = 512  # tokens
 MAX_TOKENS = 1 << 24
 
 

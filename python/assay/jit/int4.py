@@ -10,21 +10,26 @@ _TILE = 32
 
 def gemm(a: np.ndarray, packed: np.ndarray, n: int, k: int, group_size: int, symmetric: bool, a16: bool) -> np.ndarray:
     """C[M, N] float32 of float32 activations A[M, K]; the arguments are checked by :mod:`assay.ops.int4`."""
-    groups = k // group_size
-    padded = -(-group_size // 32) * 32
-    x = np.zeros((len(a), groups, padded), np.float32)
-    x[:, :, :group_size] = a.reshape(len(a), groups, group_size)
+    x = grouped(a, k, group_size)
     c = np.empty((len(a), n), np.float32)
     if a16:
         _w4a16(x, _lane_sums(x), packed, symmetric, c)
     else:
-        codes, scale = _quantize(x)
+        codes, scale = quantize(x)
         _w4a8(codes, scale, packed, symmetric, c)
     return c
 
 
+def grouped(a: np.ndarray, k: int, group_size: int) -> np.ndarray:
+    """Activations [M, K] as [M, G, group], each group padded with zeros to a multiple of 32."""
+    groups = k // group_size
+    x = np.zeros((len(a), groups, -(-group_size // 32) * 32), np.float32)
+    x[:, :, :group_size] = a.reshape(len(a), groups, group_size)
+    return x
+
+
 @njit(cache=True)
-def _quantize(x):  # type: ignore[no-untyped-def]
+def quantize(x):  # type: ignore[no-untyped-def]
     m, groups, padded = x.shape
     codes = np.zeros((m, groups, padded), np.int8)
     scale = np.zeros((m, groups), np.float32)

@@ -71,14 +71,23 @@ class Timer:
         return clock() - start
 
     def visit(self, budget_s: float, min_samples: int = 3, max_samples: int = 15) -> float:
-        """Takes samples for about `budget_s` seconds, `min_samples` to `max_samples`; returns the seconds it took."""
+        """Takes samples for about `budget_s` seconds, `min_samples` to `max_samples`; returns the seconds it took.
+
+        A call that lasts longer than the whole visit needs no warming: one is made, and it is the sample.
+        """
         begun = self._clock()
+        limit = 1e9 * budget_s
         with quiet():
-            self._time(1)
+            took = max(self._time(1), 1)
+            if took > limit > 0:
+                self._per_sample = 1
+                self.samples.append(1e-9 * took)
+                return 1e-9 * (self._clock() - begun)
             if self._per_sample is None:
                 self._per_sample = max(1, round(SAMPLE_NS / max(self._time(1), 1)))
             for taken in range(max_samples):
-                if taken >= min_samples and self._clock() - begun > 1e9 * budget_s:
+                spent = self._clock() - begun
+                if (taken >= min_samples and spent > limit) or (taken and spent > 3 * limit > 0):
                     break
                 self.samples.append(1e-9 * max(self._time(self._per_sample), 1) / self._per_sample)
         return 1e-9 * (self._clock() - begun)

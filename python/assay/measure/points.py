@@ -76,7 +76,9 @@ def packed_bytes(n: int, k: int, group_size: int, symmetric: bool) -> float:
     return float(-(-n // 32) * tile)
 
 
-def _gemm(op: str, shape: str, m: int, threads: int, held_out: bool, group_size: int = 32, symmetric: bool = True) -> Point:
+def _gemm(
+    op: str, shape: str, m: int, threads: int, held_out: bool, group_size: int = 32, symmetric: bool = True
+) -> Point:
     n, k = GEMM_SHAPES[shape]
     params = {"m": m, "n": n, "k": k, "group_size": group_size, "symmetric": symmetric}
     return Point(op, threads, params, held_out)
@@ -124,7 +126,9 @@ def _gemm_points(t: int, full: bool) -> list[Point]:
     points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True) for m in (1, 2, 4, 6, 16)]
     points += [_gemm("w4a8_gemm", "llama-8b-up", m, t, True) for m in (1, 4, 8)]
     points += [_gemm("w4a8_gemm", "llama-8b-attn", m, t, True) for m in (7, 24, 48)]
-    points += [_gemm("w4a16_gemm", shape, m, t, False) for shape in ("llama-8b-attn", "olmoe-attn") for m in (1, 2, 4, 8, 16)]
+    points += [
+        _gemm("w4a16_gemm", shape, m, t, False) for shape in ("llama-8b-attn", "olmoe-attn") for m in (1, 2, 4, 8, 16)
+    ]
     points += [_gemm("w4a16_gemm", "phi3-qkv", m, t, True) for m in (1, 4)]
     points += [_gemm("w4a16_gemm", "llama-8b-kv", m, t, True) for m in (1, 4, 12)]
     if full:
@@ -134,7 +138,7 @@ def _gemm_points(t: int, full: bool) -> list[Point]:
         points += [_gemm("w4a8_gemm", "qwen3-expert-down", m, t, True) for m in (1, 4, 16, 64)]
         points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True) for m in (64, 192, 512)]
         for group_size, symmetric in ((128, True), (32, False), (128, False)):
-            kind = {"group_size": group_size, "symmetric": symmetric}
+            kind: dict[str, Any] = {"group_size": group_size, "symmetric": symmetric}
             points += [_gemm("w4a8_gemm", shape, m, t, False, **kind) for shape in fitted for m in widths]
             points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True, **kind) for m in (1, 3, 8, 24)]
             points += [_gemm("w4a8_gemm", "llama-8b-up", m, t, True, **kind) for m in (1, 4)]

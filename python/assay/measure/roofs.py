@@ -1,6 +1,7 @@
 """The roofs: DRAM and last-level-cache read bandwidth, int8 and float32 peak, at each number of threads."""
 
 import mmap
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -9,11 +10,13 @@ from ..ops import probe
 
 #: One near-roof reading: long enough to be steady, short enough to stand beside every visit to a point.
 SLICE_BYTES = 16 << 20
+#: A cache may be larger than it is said to be, as in a virtual machine.
+MIN_BUFFER_BYTES = 256 << 20
 
 
 def read_buffer(machine: Machine) -> np.ndarray:
     """Memory to read from: at least four last-level caches, at most an eighth of what is free; on huge pages if granted."""
-    wanted = max(4 * machine.last_level_cache_bytes, 256 << 20)
+    wanted = max(4 * machine.last_level_cache_bytes, MIN_BUFFER_BYTES)
     size = int(min(wanted, (memory_bytes("MemAvailable") or 8 * wanted) // 8))
     size = max(size // SLICE_BYTES, 2) * SLICE_BYTES
     memory = mmap.mmap(-1, size)
@@ -25,6 +28,12 @@ def read_buffer(machine: Machine) -> np.ndarray:
     buffer = np.frombuffer(memory, np.uint8)
     buffer[:] = 1
     return buffer
+
+
+def thread_counts(threads: Iterable[int]) -> list[int]:
+    """The counts at which roofs are read: those of the points, and the powers of two below the largest."""
+    given = set(threads)
+    return sorted(given | {1 << i for i in range(max(given).bit_length()) if 1 << i < max(given)})
 
 
 class Roofs:
@@ -39,7 +48,7 @@ class Roofs:
     """
 
     def __init__(self, machine: Machine, threads: list[int]) -> None:
-        self._machine, self._threads = machine, threads
+        self._machine, self._threads = machine, thread_counts(threads)
         self.buffer = read_buffer(machine)
         self._at = 0
         self.readings: dict[tuple[str, int], list[float]] = {}

@@ -18,11 +18,13 @@ from ..ops import info
 from .clock import Timer
 from .points import Point, grid
 from .roofs import Roofs
-from .workloads import Workloads
+from .workloads import Workloads, weights_key
 
 #: Seconds of measuring, and passes over the points that they are divided into at first.
 BUDGET_S = {"quick": 28.0, "full": 300.0}
 PASSES = {"quick": 3, "full": 5}
+#: A killed process loses at most this much.
+SAVE_EVERY_S = 2.0
 #: Below this ratio of int8 peaks two threads share one core: everything measured at two threads is then one core's.
 ONE_CORE_RATIO = 1.7
 
@@ -226,16 +228,27 @@ class Run:
         self._roofs = Roofs(self.machine, self.threads)
         workloads = Workloads(self.machine, self.seed)
         timers: dict[int, Timer] = {}
+        # Points without samples come first (when resuming); shape by shape where memory does not hold all weights.
+        queue = sorted(self._series, key=lambda s: s.times is not None)
+        tight = not workloads.fit(s.point for s in queue)
+        if tight:
+            keys = [weights_key(s.point) for s in queue]
+            queue.sort(key=lambda s: keys.index(weights_key(s.point)))
+        held = None
         visit_s = self.budget_s / PASSES[self.mode] / max(len(self._series), 1)
         while True:
             begun = perf_counter()
             self._roofs.measure()
             self.measured_s += perf_counter() - begun
-            for i, series in enumerate(self._series):
+            for i, series in enumerate(queue):
                 if self.measured_s >= self.budget_s and all(s.times for s in self._series):
                     return
                 point = series.point
                 self._report(progress, f"{point.op} {point.label}")
+                if tight and weights_key(point) not in (held, None):
+                    held = weights_key(point)
+                    timers.clear()
+                    workloads.forget()
                 if i not in timers:
                     made = workloads.make(point)
                     series.variant = made.variant
@@ -244,10 +257,10 @@ class Run:
                 near = self._roofs.near(point.threads)
                 timer = timers[i]
                 before = len(timer.samples)
-                timer.visit(visit_s - (perf_counter() - begun))
+                timer.visit(max(visit_s - (perf_counter() - begun), visit_s / 4))
                 series.add(timer.samples[before:], near)
                 self.measured_s += perf_counter() - begun
-                if perf_counter() - self._saved_at > 2:
+                if perf_counter() - self._saved_at > SAVE_EVERY_S:
                     profile.save(self.collect(complete=False), partial_path(self.path))
                     self._saved_at = perf_counter()
 

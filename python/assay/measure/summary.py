@@ -13,7 +13,8 @@ COMPUTE_ROWS = 32
 def roof_rows(profile: Profile) -> list[dict[str, Any]]:
     """One row a roof and number of threads: name, threads, median, spread, unit."""
     rows = [
-        {"roof": r.name, "threads": r.threads, "median": r.median, "unit": r.unit, "spread": r.spread} for r in profile.roofs
+        {"roof": r.name, "threads": r.threads, "median": r.median, "unit": r.unit, "spread": r.spread}
+        for r in profile.roofs
     ]
     return sorted(rows, key=lambda row: (str(row["roof"]), row["threads"]))
 

@@ -1,6 +1,6 @@
 """A point as calls to time: data of the right shape, enough of it to come from DRAM, and the answer checked first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from ..errors import AssayError
 from ..machine import Machine, memory_bytes
 from ..ops import info, int4, moe, speculative
 from .clock import Call
-from .points import Point
+from .points import Point, packed_bytes
 
 #: Columns of a GEMM that are computed by the reference too, before anything is timed.
 CHECKED_COLUMNS = 64
@@ -26,6 +26,13 @@ class Workload:
     variant: str
 
 
+def weights_key(point: Point) -> tuple[Any, ...] | None:
+    """What two GEMM points share that run on the same weights; None for the other ops."""
+    if not point.op.endswith("_gemm"):
+        return None
+    return tuple(point.params[name] for name in ("n", "k", "group_size", "symmetric"))
+
+
 class Workloads:
     """Makes workloads, keeping what is costly to make: packed weights (by shape) and one pool of logits.
 
@@ -33,7 +40,7 @@ class Workloads:
     ----------
     machine
         Its last-level cache decides how much data calls rotate through; its memory, at most an eighth of which is
-        used for one shape, how much at most.
+        used for one shape, and a quarter for all, how much at most.
     seed
         Of the random weights, activations and logits.
     """
@@ -41,10 +48,20 @@ class Workloads:
     def __init__(self, machine: Machine, seed: int) -> None:
         self._seed = seed
         available = memory_bytes("MemAvailable") or 1 << 32
+        self._available_bytes = available
         self._rotate_bytes = min(2.5 * machine.last_level_cache_bytes, available / 8)
         self._kernels = info.kernel_versions()
         self._weights: dict[tuple[Any, ...], tuple[list[int4.PackedInt4], tuple[Any, ...]]] = {}
         self._pool: np.ndarray | None = None
+
+    def fit(self, points: Iterable[Point]) -> bool:
+        """Whether the weights of all these points may be held at once."""
+        keys = {key for key in map(weights_key, points) if key}
+        return sum(self._rotate_bytes + packed_bytes(*key) for key in keys) <= self._available_bytes / 4
+
+    def forget(self) -> None:
+        """Lets the weights go that no workload holds any more."""
+        self._weights.clear()
 
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, *key])
@@ -72,7 +89,9 @@ class Workloads:
 
     # ---- INT4 GEMM ----
 
-    def _packed(self, n: int, k: int, group_size: int, symmetric: bool) -> tuple[list[int4.PackedInt4], tuple[Any, ...]]:
+    def _packed(
+        self, n: int, k: int, group_size: int, symmetric: bool
+    ) -> tuple[list[int4.PackedInt4], tuple[Any, ...]]:
         """Copies of one matrix, together larger than the cache, and the first columns' unpacked weights."""
         key = (n, k, group_size, symmetric)
         if key not in self._weights:
@@ -100,7 +119,8 @@ class Workloads:
         gemm(a, copies[0], out, num_threads=point.threads)
         rows = min(p["m"], 2)  # a row's bits do not depend on the others: two stand for all
         naive = reference.w4a16_gemm if a16 else reference.w4a8_gemm
-        want = naive(a[:rows], *head, p["group_size"])
+        qweight, scales, zeros = head
+        want = naive(a[:rows], qweight, scales, zeros, p["group_size"])
         np.testing.assert_allclose(out[:rows, : want.shape[1]], want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
         return [partial(gemm, a, w, out, num_threads=point.threads) for w in copies]
 
@@ -108,7 +128,9 @@ class Workloads:
 
     def _route(self, point: Point) -> list[Call]:
         p = point.params
-        logits = self._rng(p["tokens"], p["num_experts"]).standard_normal((p["tokens"], p["num_experts"]), dtype=np.float32)
+        logits = self._rng(p["tokens"], p["num_experts"]).standard_normal(
+            (p["tokens"], p["num_experts"]), dtype=np.float32
+        )
         got = moe.moe_route(logits, p["top_k"], num_threads=point.threads)
         want = reference.moe_route(logits, p["top_k"], True)
         np.testing.assert_array_equal(got.topk_ids, want[1])

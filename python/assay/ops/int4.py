@@ -25,8 +25,8 @@ from .._ffi import (
 from ..errors import UnsupportedError
 
 GROUP_SIZES = (32, 64, 128)
-_FLOATS = tuple(FLOAT_DTYPES)
-_BACKENDS = ("c", "numba", "reference")
+FLOATS = tuple(FLOAT_DTYPES)
+BACKENDS = ("c", "numba", "reference")
 
 
 class PackedInt4:
@@ -70,8 +70,8 @@ class PackedInt4:
         scales = np.empty((self.n, groups), np.float16)
         zeros = None if self.symmetric else np.empty((self.n, groups), np.uint8)
         status = lib.assay_w4_unpack(
-            self._struct, _pointer(qweight, "uint8_t *"), _pointer(scales, "uint16_t *"),
-            ffi.NULL if zeros is None else _pointer(zeros, "uint8_t *"),
+            self._struct, pointer(qweight, "uint8_t *"), pointer(scales, "uint16_t *"),
+            ffi.NULL if zeros is None else pointer(zeros, "uint8_t *"),
         )  # fmt: skip
         check(status, "unpack")
         return qweight, scales, zeros
@@ -81,11 +81,11 @@ class PackedInt4:
         return reference.dequantize_int4(*self.unpack(), self.k, self.group_size)
 
 
-def _pointer(array: np.ndarray, kind: str) -> Any:
+def pointer(array: np.ndarray, kind: str) -> Any:
     return ffi.cast(kind, array.__array_interface__["data"][0])
 
 
-def _check_group(k: int, group_size: int) -> None:
+def check_group(k: int, group_size: int) -> None:
     if group_size not in GROUP_SIZES and group_size != k:
         raise ValueError(f"group_size: expected 32, 64, 128 or K = {k}, got {group_size}")
     if k % group_size:
@@ -129,7 +129,7 @@ def quantize_int4(
     n, k = array.shape
     if n == 0 or k == 0:
         raise ValueError(f"w: expected at least one row and column, got shape {[n, k]}")
-    _check_group(k, group_size)
+    check_group(k, group_size)
     rows = max(1, (1 << 22) // k)  # bounded scratch memory, whatever the matrix
     parts = []
     for at in range(0, n, rows):
@@ -178,7 +178,7 @@ def pack(qweight: Any, scales: Any, zeros: Any = None, *, k: int | None = None, 
         if s.shape[1] < 1 or k % s.shape[1]:
             raise ValueError(f"scales: expected [N, K/group_size] with K = {k}, got {list(s.shape)}")
         group_size = k // s.shape[1]
-    _check_group(k, group_size)
+    check_group(k, group_size)
     grid = (n, k // group_size)
     if s.shape != grid:
         raise ValueError(f"scales: expected [N, K/group_size] = {list(grid)}, got {list(s.shape)}")
@@ -198,8 +198,8 @@ def pack(qweight: Any, scales: Any, zeros: Any = None, *, k: int | None = None, 
         raise ValueError(f"qweight: expected N <= 2^28 and K <= 2^20, got N = {n}, K = {k}")
     data = aligned_empty(size)
     status = lib.assay_w4_pack(
-        n, k, group_size, _pointer(q, "uint8_t *"), _pointer(s16, "uint16_t *"),
-        ffi.NULL if z is None else _pointer(z, "uint8_t *"), _pointer(data, "void *"), thread_count(num_threads),
+        n, k, group_size, pointer(q, "uint8_t *"), pointer(s16, "uint16_t *"),
+        ffi.NULL if z is None else pointer(z, "uint8_t *"), pointer(data, "void *"), thread_count(num_threads),
     )  # fmt: skip
     check(status, "pack")
     return PackedInt4(n, k, group_size, z is None, data)
@@ -242,10 +242,15 @@ def w4a16_gemm(a: Any, w: PackedInt4, out: Any = None, *, backend: str = "c", is
 def _inputs(a: Any, w: PackedInt4, out: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(w, PackedInt4):
         raise TypeError(f"w: expected PackedInt4 (see assay.pack), got {type(w).__name__}")
-    x = as_tensor(a, "a", _FLOATS, 2)
-    if x.array.shape[1] != w.k:
-        raise ValueError(f"a: expected [M, K] with K = {w.k}, got {list(x.array.shape)}")
-    c = as_output(out, "out", "float32", (x.array.shape[0], w.n))
+    return gemm_tensors(a, w.n, w.k, out)
+
+
+def gemm_tensors(a: Any, n: int, k: int, out: Any) -> tuple[Tensor, Tensor]:
+    """Activations [M, K] and output float32 [M, N] of a GEMM, checked."""
+    x = as_tensor(a, "a", FLOATS, 2)
+    if x.array.shape[1] != k:
+        raise ValueError(f"a: expected [M, K] with K = {k}, got {list(x.array.shape)}")
+    c = as_output(out, "out", "float32", (x.array.shape[0], n))
     if out is not None and np.may_share_memory(c.array, x.array, 0):
         raise ValueError("out: expected memory of its own, got memory shared with a")
     return x, c
@@ -270,8 +275,8 @@ def _gemm(a: Any, w: PackedInt4, out: Any, a16: bool, backend: str, isa: str | N
 
 
 def _other_backend(backend: str, a16: bool, x: np.ndarray, w: PackedInt4, isa: str | None) -> np.ndarray:
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     if isa is not None:
         raise ValueError(f"isa: only backend 'c' has variants, got isa={isa!r} with backend={backend!r}")
     if backend == "numba":

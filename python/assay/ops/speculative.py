@@ -1,5 +1,6 @@
 """Verification of speculative drafts: which draft tokens stand, and the token that follows them."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,10 +105,11 @@ def verify_chain(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: 
     if rule not in _RULES:
         raise ValueError(f"rule: expected one of {', '.join(_RULES)}, got {rule!r}")
     t = _per_request(temperature, "temperature", "float32", ("float32", "float64"), batch)
-    if not (np.isfinite(t) & (t >= 0)).all():
+    hottest = float(t.max(initial=0))
+    if not (hottest < np.inf and t.min(initial=0) >= 0):  # a NaN fails both
         bad = t[~(np.isfinite(t) & (t >= 0))][0]
         raise ValueError(f"temperature: expected finite values of 0 or more, got {bad}")
-    sampled = rule == "rejection" and bool((t > 0).any())
+    sampled = rule == "rejection" and hottest > 0
     u = None if uniforms is None else _uniforms(uniforms, drafts + 2 * batch)
     if sampled and u is None and (seed is None or position is None):
         missing = "seed" if seed is None else "position"
@@ -121,7 +123,7 @@ def verify_chain(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: 
         [logits, ids, cu, *([] if q is None else [q])],
     )  # fmt: skip
     # Ids beyond int32 stay outside the vocabulary.
-    id32 = np.ascontiguousarray(np.clip(ids.array, -2, _MOST), np.int32)
+    id32 = np.ascontiguousarray(ids.array if ids.dtype == "int32" else np.clip(ids.array, -2, _MOST), np.int32)
     cu32 = np.ascontiguousarray(cu.array, np.int32)
     if backend == "c":
         written = dense(outputs)
@@ -146,8 +148,9 @@ def _counts(cu: np.ndarray) -> tuple[np.ndarray, int, int]:
         raise ValueError("cu_num_draft_tokens: expected [B + 1] values, got none")
     if cu[0] != 0:
         raise ValueError(f"cu_num_draft_tokens: expected to start at 0, got {int(cu[0])}")
-    counts = np.diff(cu.astype(np.int64))
-    if (counts < 0).any():
+    ends = cu.astype(np.int64)
+    counts = ends[1:] - ends[:-1]
+    if counts.min(initial=0) < 0:
         at = int(np.flatnonzero(counts < 0)[0])
         raise ValueError(
             f"cu_num_draft_tokens: expected not to decrease, got {int(cu[at])} then {int(cu[at + 1])} at index {at + 1}"
@@ -157,21 +160,31 @@ def _counts(cu: np.ndarray) -> tuple[np.ndarray, int, int]:
     return counts, len(counts), int(cu[-1])
 
 
+_RANGES = {dtype: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) for dtype in ("int64", "uint64")}
+
+
+@lru_cache(maxsize=64)
+def _filled(value: Any, dtype: str, batch: int) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        array = np.full(batch, value, dtype)
+    array.flags.writeable = False
+    return array
+
+
 def _per_request(value: Any, name: str, dtype: str, dtypes: tuple[str, ...], batch: int) -> np.ndarray:
-    """One number for all requests, or an array of one for each, as a new contiguous array."""
+    """One number for all requests, or an array of one for each, contiguous and of this dtype."""
     if isinstance(value, int | float | np.number) and not isinstance(value, bool):
-        if dtype == "float32":
-            with np.errstate(over="ignore"):
-                return np.full(batch, value, np.float32)
-        info = np.iinfo(dtype)
-        if int(value) != value or not info.min <= value <= info.max:
-            raise ValueError(f"{name}: expected an integer in {info.min}..{info.max}, got {value}")
-        return np.full(batch, int(value), dtype)
+        if dtype != "float32":
+            low, high = _RANGES[dtype]
+            if int(value) != value or not low <= value <= high:
+                raise ValueError(f"{name}: expected an integer in {low}..{high}, got {value}")
+            value = int(value)
+        return _filled(value, dtype, batch)
     array = as_tensor(value, name, dtypes, 1).array
     if array.shape != (batch,):
         raise ValueError(f"{name}: expected one number or [B] = [{batch}], got {list(array.shape)}")
     with np.errstate(over="ignore"):
-        return array.astype(dtype)  # int64 seeds keep their bits
+        return np.ascontiguousarray(array.astype(dtype, copy=False))  # int64 seeds keep their bits
 
 
 def _uniforms(uniforms: Any, count: int) -> np.ndarray:
@@ -188,14 +201,14 @@ def _call(logits: Tensor, ids: np.ndarray, cu: np.ndarray, q: Tensor | None, rul
           seed: np.ndarray, position: np.ndarray, uniforms: np.ndarray | None, outputs: list[Tensor], isa: str | None,
           num_threads: int | None) -> None:  # fmt: skip
     def pointer(kind: str, array: np.ndarray | None) -> Any:
-        return ffi.NULL if array is None else ffi.cast(f"{kind} *", array.__array_interface__["data"][0])
+        return ffi.from_buffer(f"{kind}[]", array) if array is not None and array.size else ffi.NULL
 
     tokens, accepted, status = (t.array for t in outputs)
     batch, vocab = len(temperature), logits.shape[1]
     args = ffi.new(
         "assay_chain_args *",
         {
-            "target_logits": pointer("void", logits.array),
+            "target_logits": logits.ptr,
             "dtype": FLOAT_DTYPES[logits.dtype],
             "ld": logits.row_stride,
             "batch": batch,

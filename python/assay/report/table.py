@@ -100,7 +100,8 @@ def digits(value: float) -> str:
         return "0"
     if not 1e-3 <= abs(value) < 1e9:
         return f"{value:.3g}"
-    places = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
+    rounded = float(f"{value:.3g}")  # first, so that 0.9999 is 1.00 and not 1.000
+    places = max(0, 2 - math.floor(math.log10(abs(rounded))))
     return f"{value:.{places}f}"
 
 

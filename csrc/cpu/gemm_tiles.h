@@ -1,8 +1,8 @@
 /* The order in which the x86 variants walk tiles and row blocks, and what they prefetch on the way. */
-#ifndef ASSAY_INT4_TILES_H
-#define ASSAY_INT4_TILES_H
+#ifndef ASSAY_GEMM_TILES_H
+#define ASSAY_GEMM_TILES_H
 
-#include "../../kernels.h"
+#include "../kernels.h"
 
 #include <immintrin.h>
 

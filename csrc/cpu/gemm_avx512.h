@@ -1,0 +1,33 @@
+/* What the INT4 and the int8 GEMM share in AVX-512: scales, lines, stores. */
+#ifndef ASSAY_GEMM_AVX512_H
+#define ASSAY_GEMM_AVX512_H
+
+#include "gemm_tiles.h"
+
+#include <string.h>
+
+/* float32 scales of columns 16 h .. 16 h + 15: half a tile. */
+INLINE __m512 scale_of(const uint8_t *block, int h) {
+    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(block + 32 * h)));
+}
+
+INLINE __m512i line(const uint8_t *at) { return _mm512_load_si512((const void *)at); }
+
+/* A tile's outputs, f[2 r + h] of row r and columns 16 h..; columns past N stay in the kernel. */
+INLINE void store_rows(const assay_gemm_args *p, const __m512 *f, int64_t t, int64_t row0, int rows) {
+    const int64_t n0 = t * ASSAY_TILE_N;
+    for (int r = 0; r < rows; r++) {
+        float *c = p->c + (row0 + r) * p->ldc + n0;
+        if (n0 + ASSAY_TILE_N <= p->l.n) {
+            _mm512_storeu_ps(c, f[2 * r]);
+            _mm512_storeu_ps(c + 16, f[2 * r + 1]);
+        } else {
+            float row[ASSAY_TILE_N];
+            _mm512_storeu_ps(row, f[2 * r]);
+            _mm512_storeu_ps(row + 16, f[2 * r + 1]);
+            memcpy(c, row, (size_t)(p->l.n - n0) * 4);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,297 @@
+"""The calibration run: complete, interrupted, resumed, set aside; on small points of every op."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+
+from assay import machine, profile
+from assay.errors import AssayError
+from assay.measure import clock, roofs, run, workloads
+from assay.measure.points import Point
+
+
+def gemm(m, n, k, threads, held_out=False, op="w4a8_gemm"):
+    return Point(op, threads, {"m": m, "n": n, "k": k, "group_size": 32, "symmetric": True}, held_out)
+
+
+def small_points():
+    """Enough of every op for a fit, in milliseconds."""
+    found = []
+    for t in (1, 2):
+        found += [gemm(m, n, 256, t) for m in (1, 2, 4, 8) for n in (64, 128, 256)]
+        found += [gemm(m, 96, 512, t, True) for m in (1, 4)]
+        found += [gemm(m, n, 256, t, op="w4a16_gemm") for m in (1, 4) for n in (64, 128)]
+        for tokens in (1, 8, 32):
+            for experts, top_k, held_out in ((8, 2, False), (64, 8, False), (32, 4, True)):
+                params = {"tokens": tokens, "num_experts": experts, "top_k": top_k}
+                found.append(Point("moe_route", t, params, held_out))
+        for rule in ("greedy", "rejection"):
+            for vocab, held_out in ((1000, False), (4000, False), (2000, True)):
+                for batch, drafts in ((1, 0), (1, 4), (2, 3)):
+                    params = {"batch": batch, "num_draft": drafts, "vocab": vocab, "rule": rule}
+                    found.append(Point("chain_verify", t, params, held_out))
+    return found
+
+
+def make_machine_small(monkeypatch):
+    """A machine with a small cache, so that little data is rotated through."""
+    real = machine.describe
+    monkeypatch.setattr(machine, "describe", lambda isa=(): dataclasses.replace(real(isa), l3_bytes=1 << 20))
+    monkeypatch.setattr(roofs, "MIN_BUFFER_BYTES", 32 << 20)
+
+
+@pytest.fixture(autouse=True)
+def small_machine(monkeypatch):
+    make_machine_small(monkeypatch)
+
+
+def new_run(path, **options):
+    options = {"budget_s": 1.0, "points": small_points(), **options}
+    return run.Run(
+        options.pop("mode", "quick"), options.pop("threads", [1, 2]), options.pop("seed", 0), path, **options
+    )
+
+
+def interrupt_after(calls):
+    """Progress that is interrupted by Ctrl-C when the run has come to its `calls`-th point."""
+    count = 0
+
+    def progress(seconds, what):
+        nonlocal count
+        count += 1
+        if count > calls:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def nothing(seconds, what):
+    pass
+
+
+def test_a_run_writes_a_profile_that_loads(tmp_path):
+    path = tmp_path / "deep" / "profile.json"
+    told = []
+    made = new_run(path, command=["assay", "calibrate"]).measure(lambda seconds, what: told.append(seconds))
+    again = profile.load(path)
+    assert again == made
+    assert again.complete
+    assert again.settings["mode"] == "quick"
+    assert again.command == ["assay", "calibrate"]
+    assert not run.partial_path(path).exists()
+    assert list(path.parent.iterdir()) == [path], "no temporary file is left"
+    points = {p.key: p for p in small_points()}
+    assert {Point(s.op, s.threads, dict(s.params)).key for s in again.samples} == set(points)
+    for sample in again.samples:
+        point = points[Point(sample.op, sample.threads, dict(sample.params)).key]
+        assert (sample.bytes, sample.ops, sample.held_out) == (point.bytes, point.ops, point.held_out)
+        assert set(sample.roof_near) == {"dram_read", "int8_peak"}
+        assert len(sample.time_s) >= 3
+    assert {(r.name, r.threads) for r in again.roofs} == {(n, t) for n in profile.ROOF_UNITS for t in (1, 2)}
+    assert set(again.fits) == {"w4a8_gemm", "w4a16_gemm", "moe_route", "chain_verify"}
+    assert again.accuracy["w4a8_gemm"]["n"] >= 4
+    assert sum(told) == pytest.approx(again.settings["measured_s"], abs=0.01), "progress counts what was measured"
+
+
+def test_ctrl_c_keeps_the_points_and_the_next_run_goes_on(tmp_path):
+    path = tmp_path / "p.json"
+    with pytest.raises(run.InterruptedRunError, match="interrupted: 7 points are kept") as stop:
+        new_run(path).measure(interrupt_after(1 + 7))
+    assert stop.value.points == 7
+    assert not path.exists()
+    kept = profile.load(run.partial_path(path))
+    assert len(kept.samples) == 7
+    assert not kept.complete
+
+    second = new_run(path)
+    assert second.resume().startswith("going on from 7 points measured earlier")
+    made = second.measure(nothing)
+    assert made.complete
+    assert len(made.samples) == len(small_points())
+    assert made.created_utc == kept.created_utc
+    for old in kept.samples:
+        new = next(s for s in made.samples if (s.op, s.threads, s.params) == (old.op, old.threads, old.params))
+        assert new.time_s[: len(old.time_s)] == old.time_s, "earlier samples are kept, not measured again"
+    for old in kept.roofs:
+        assert made.roof(old.name, old.threads).samples[: len(old.samples)] == old.samples
+    assert not run.partial_path(path).exists()
+
+
+def test_a_resumed_run_measures_missing_points_first(tmp_path):
+    path = tmp_path / "p.json"
+    with pytest.raises(run.InterruptedRunError):
+        new_run(path).measure(interrupt_after(1 + 20))
+    first = {s.op + str(s.params) + str(s.threads) for s in profile.load(run.partial_path(path)).samples}
+    second = new_run(path)
+    second.resume()
+    with pytest.raises(run.InterruptedRunError):
+        second.measure(interrupt_after(1 + 20))
+    kept = profile.load(run.partial_path(path)).samples
+    assert len(kept) == 40
+    assert {s.op + str(s.params) + str(s.threads) for s in kept} > first
+
+
+def test_ctrl_c_in_the_middle_of_a_call(tmp_path, monkeypatch):
+    path = tmp_path / "p.json"
+    visits = 0
+    real = clock.Timer.visit
+
+    def visit(self, *args, **options):
+        nonlocal visits
+        visits += 1
+        if visits == 4:
+            raise KeyboardInterrupt
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(clock.Timer, "visit", visit)
+    with pytest.raises(run.InterruptedRunError, match="3 points"):
+        new_run(path).measure(nothing)
+    assert len(profile.load(run.partial_path(path)).samples) == 3
+
+
+def test_ctrl_c_before_the_first_point(tmp_path):
+    path = tmp_path / "p.json"
+    with pytest.raises(run.InterruptedRunError, match="0 points"):
+        new_run(path).measure(interrupt_after(1))
+    again = new_run(path)
+    assert "0 points" in again.resume()
+
+
+@pytest.mark.parametrize(
+    ("options", "word"), [({"seed": 1}, "seed"), ({"mode": "full"}, "mode"), ({"threads": [1]}, "threads")]
+)
+def test_another_kind_of_run_sets_the_partial_file_aside(tmp_path, options, word):
+    path = tmp_path / "p.json"
+    with pytest.raises(run.InterruptedRunError):
+        new_run(path).measure(interrupt_after(4))
+    before = run.partial_path(path).read_text()
+    note = new_run(path, **options).resume()
+    assert word in note
+    assert "set aside" in note
+    assert not run.partial_path(path).exists()
+    aside = [p for p in tmp_path.iterdir() if p.name.startswith("p.json.partial")]
+    assert [p.read_text() for p in aside] == [before], "set aside, not thrown away"
+
+
+def test_a_partial_file_of_another_machine_or_kernels_is_set_aside(tmp_path):
+    path = tmp_path / "p.json"
+    for key, change in (
+        ("machine", lambda data: data["machine"].update(fingerprint="another")),
+        ("kernels", lambda data: data["package"]["kernels"].update(int4_gemm="another")),
+        ("version", lambda data: data["package"].update(assay="0.0.0")),
+    ):
+        with pytest.raises(run.InterruptedRunError):
+            new_run(path).measure(interrupt_after(3))
+        partial = run.partial_path(path)
+        data = json.loads(partial.read_text())
+        change(data)
+        partial.write_text(json.dumps(data))
+        assert key in new_run(path).resume()
+        assert not partial.exists()
+
+
+def test_a_corrupt_partial_file_is_set_aside(tmp_path):
+    path = tmp_path / "p.json"
+    run.partial_path(path).write_text('{"schema": "assay-prof')
+    assert "set aside" in new_run(path).resume()
+    assert not run.partial_path(path).exists()
+    assert new_run(path).resume() is None
+
+
+def test_a_failed_write_leaves_the_old_profile(tmp_path, monkeypatch):
+    path = tmp_path / "p.json"
+    new_run(path).measure(nothing)
+    before = path.read_text()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            new_run(path, seed=5).measure(nothing)
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_it_is_saved_while_it_runs(tmp_path, monkeypatch):
+    """A killed process loses at most the last seconds: the partial file is written on the way."""
+    path = tmp_path / "p.json"
+    saved = []
+    real = profile.save
+
+    def save(made, where):
+        saved.append((len(made.samples), os.fspath(where)))
+        real(made, where)
+
+    monkeypatch.setattr(profile, "save", save)
+    monkeypatch.setattr(run, "SAVE_EVERY_S", 0.2)
+    new_run(path).measure(nothing)
+    on_the_way = saved[:-1]
+    assert on_the_way
+    assert all(where == str(run.partial_path(path)) for _, where in on_the_way)
+    assert saved[-1] == (len(small_points()), str(path))
+
+
+def test_a_wrong_kernel_stops_it_with_an_error_that_names_the_point(tmp_path, monkeypatch):
+    def zeros(a, w, out, **options):
+        out[...] = 0
+
+    monkeypatch.setattr(workloads.int4, "w4a8_gemm", zeros)
+    with pytest.raises(AssayError, match=r"w4a8_gemm \(\w+\) gave a wrong answer at \d+x\d+-g32-m\d+-t\d"):
+        new_run(tmp_path / "p.json").measure(nothing)
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_two_threads_on_one_core_are_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(roofs.probe, "int8_peak", lambda threads, seconds=0.01: 1e11 * (1.0 if threads == 1 else 1.2))
+    made = new_run(tmp_path / "p.json", budget_s=0.2).measure(nothing)
+    assert "two threads reached 1.20 times" in made.settings["notes"][0]
+    monkeypatch.setattr(roofs.probe, "int8_peak", lambda threads, seconds=0.01: 1e11 * threads)
+    made = new_run(tmp_path / "p.json", budget_s=0.2).measure(nothing)
+    assert made.settings["notes"] == []
+
+
+def test_little_memory_goes_shape_by_shape(tmp_path, monkeypatch):
+    monkeypatch.setattr(workloads, "memory_bytes", lambda key: 8 << 20)
+    most = 0
+    real = workloads.Workloads._packed
+
+    def packed(self, *key):
+        nonlocal most
+        made = real(self, *key)
+        most = max(most, len(self._weights))
+        return made
+
+    monkeypatch.setattr(workloads.Workloads, "_packed", packed)
+    made = new_run(tmp_path / "p.json").measure(nothing)
+    assert most == 1
+    assert len(made.samples) == len(small_points())
+
+
+def test_order_is_seeded():
+    def order(seed):
+        return [s.point.label for s in new_run("unused", seed=seed)._series]
+
+    assert order(3) == order(3)
+    assert order(3) != order(4)
+    assert sorted(order(3)) == sorted(order(4))
+
+
+def test_roofs_read_more_than_the_cache():
+    here = dataclasses.replace(machine.describe(), l3_bytes=20 << 20)
+    buffer = roofs.read_buffer(here)
+    assert buffer.nbytes >= 4 * here.last_level_cache_bytes
+    assert buffer.nbytes % roofs.SLICE_BYTES == 0
+    assert np.all(buffer[:: 1 << 20] == 1), "every page is really there: the zero page would be read from cache"
+
+
+@pytest.mark.parametrize(
+    ("threads", "counts"),
+    [([1], [1]), ([1, 2], [1, 2]), ([1, 6], [1, 2, 4, 6]), ([1, 16], [1, 2, 4, 8, 16]), ([3], [1, 2, 3])],
+)
+def test_roofs_are_read_at_the_powers_of_two_as_well(threads, counts):
+    assert roofs.thread_counts(threads) == counts
