@@ -105,7 +105,9 @@ def test_resolves_names(text):
 
 
 def test_unknown_name_suggests():
-    with pytest.raises(UnknownModelError, match="unknown model 'mixtral-8x8b', and there is no such file; did you mean mi"):
+    with pytest.raises(
+        UnknownModelError, match="unknown model 'mixtral-8x8b', and there is no such file; did you mean mi"
+    ):
         resolve_model("mixtral-8x8b")
 
 

@@ -380,9 +380,23 @@ def test_mixtral(tmp_path, stacked):
     spec = spec_of(tmp_path, "llama", llama_keys(expert_count=4, expert_used_count=2), tensors)
     assert spec.num_params == sum(int(np.prod(s)) for s in tensors.values())
     e = spec.experts
-    assert (e.num_experts, e.experts_per_token, e.num_layers, e.num_shared, e.hidden, e.intermediate) == (4, 2, 2, 0, 64, 96)
+    assert (e.num_experts, e.experts_per_token, e.num_layers, e.num_shared, e.hidden, e.intermediate) == (
+        4,
+        2,
+        2,
+        0,
+        64,
+        96,
+    )
     up = next(m for m in spec.matrices if m.name == "expert_up")
-    assert (up.n, up.k, up.count, up.role, up.stored, up.stored_bytes) == (96, 64, 2, "expert", {"F16": 8}, 8 * 96 * 64 * 2)
+    assert (up.n, up.k, up.count, up.role, up.stored, up.stored_bytes) == (
+        96,
+        64,
+        2,
+        "expert",
+        {"F16": 8},
+        8 * 96 * 64 * 2,
+    )
     assert spec.copies(up) == 8
 
 
@@ -520,7 +534,10 @@ def test_type_without_dequantizer(tmp_path):
 
 def test_roles():
     assert tensor_role("blk.3.attn_kv_a_mqa.weight") == tensor_role("blk.3.attn_kv_a_mqa.weight")
-    assert (tensor_role("blk.12.ffn_up.7.weight").name, tensor_role("blk.12.ffn_up.7.weight").layer) == ("expert_up", 12)
+    assert (tensor_role("blk.12.ffn_up.7.weight").name, tensor_role("blk.12.ffn_up.7.weight").layer) == (
+        "expert_up",
+        12,
+    )
     assert tensor_role("output.weight").role == "lm_head"
     assert tensor_role("mm.patch.weight").role == "other"
     assert tensor_role("blk.0.attn_q.bias").role == "other"

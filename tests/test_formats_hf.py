@@ -119,7 +119,10 @@ def test_hostile_numbers(field, value):
     ("changes", "message"),
     [
         ({"num_key_value_heads": 3}, "num_key_value_heads|num_kv_heads: expected a divisor of num_heads = 4, got 3"),
-        ({"num_attention_heads": 5, "num_key_value_heads": 5}, "num_attention_heads: expected a divisor of hidden_size"),
+        (
+            {"num_attention_heads": 5, "num_key_value_heads": 5},
+            "num_attention_heads: expected a divisor of hidden_size",
+        ),
         ({"num_attention_heads": 5, "head_dim": 16}, "expected a divisor of num_heads = 5, got 2"),
         ({"num_experts": 8}, "num_experts_per_tok or experts_per_token: expected an integer in 1..8, got nothing"),
         ({"num_experts": 8, "num_experts_per_tok": 9}, "num_experts_per_tok: expected an integer in 1..8, got 9"),

@@ -20,7 +20,12 @@ def small(tmp_path):
     path = tmp_path / "small.gguf"
     rng = np.random.default_rng(0)
     w = gguf.GGUFWriter(path, "none")
-    shapes = {"token_embd": (100, 64), "blk.0.attn_q": (64, 64), "blk.1.attn_q": (64, 64), "blk.0.ffn_up_exps": (3, 96, 64)}
+    shapes = {
+        "token_embd": (100, 64),
+        "blk.0.attn_q": (64, 64),
+        "blk.1.attn_q": (64, 64),
+        "blk.0.ffn_up_exps": (3, 96, 64),
+    }
     for name, shape in shapes.items():
         values = rng.standard_normal(shape).astype(np.float32)
         kind = gguf.GGMLQuantizationType.Q8_0
@@ -88,7 +93,13 @@ def test_outputs(small, capsys):
         if fmt == "json":
             data = json.loads(out)
             assert (data["schema"], data["schema_version"]) == ("assay-inspect", 1)
-            assert data["error"]["settings"] == {"group_size": 32, "symmetric": True, "tokens": 8, "seed": 0, "max_rows": 16}
+            assert data["error"]["settings"] == {
+                "group_size": 32,
+                "symmetric": True,
+                "tokens": 8,
+                "seed": 0,
+                "max_rows": 16,
+            }
         elif fmt == "csv":
             rows = list(csv.DictReader(io.StringIO(out)))
             assert {r["name"] for r in rows} == {"token_embd (lm_head)", "attn_q", "expert_up"}

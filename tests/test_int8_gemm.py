@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_int4_gemm import SHAPES, activations
 
 import assay
+from test_int4_gemm import SHAPES, activations
 
 
 def weights(n, k, group_size, seed=0):

@@ -119,7 +119,9 @@ def test_slug():
 def test_lookup():
     names = {"mixtral-8x7b": "mixtral-8x7b", "mixtral": "mixtral-8x7b", "olmoe": "olmoe-1b-7b"}
     assert lookup("mistralai/Mixtral", names) == "mixtral-8x7b"
-    with pytest.raises(UnknownModelError, match="unknown model 'mixtrl'; did you mean mixtral-8x7b; known: mixtral-8x7b, "):
+    with pytest.raises(
+        UnknownModelError, match="unknown model 'mixtrl'; did you mean mixtral-8x7b; known: mixtral-8x7b, "
+    ):
         lookup("mixtrl", names)
     with pytest.raises(UnknownModelError) as caught:
         lookup("q" * 10_000, names)

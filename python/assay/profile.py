@@ -28,7 +28,7 @@ ROOF_UNITS = {
     "int8_peak": "ops_per_s",
     "fp32_peak": "ops_per_s",
 }
-GEMM_OPS = ("w4a8_gemm", "w4a16_gemm")
+GEMM_OPS = ("w4a8_gemm", "w4a16_gemm", "w8a8_gemm")
 VERIFY_RULES = ("greedy", "rejection")
 
 Json = Any

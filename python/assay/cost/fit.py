@@ -29,9 +29,14 @@ LEVEL = 0.9
 MIN_HELD_OUT = 8  # below this many held-out points, leave-one-shape-out residuals set the interval
 FLOOR_LOG = 0.02  # no interval is narrower than 2%: repeat runs of one kernel differ by that much anyway
 RANGE_SLACK = 2.0  # N * K may leave the calibrated range by this factor before a prediction is called extrapolated
-COMPUTE_ROOF = {"w4a8_gemm": "int8_peak", "w4a16_gemm": "fp32_peak"}
+COMPUTE_ROOF = {"w4a8_gemm": "int8_peak", "w4a16_gemm": "fp32_peak", "w8a8_gemm": "int8_peak"}
 # package.kernels may name the kernel file instead of the op.
-KERNEL_OF_OP = {"w4a8_gemm": "int4_gemm", "w4a16_gemm": "int4_gemm", "chain_verify": "spec_verify"}
+KERNEL_OF_OP = {
+    "w4a8_gemm": "int4_gemm",
+    "w4a16_gemm": "int4_gemm",
+    "w8a8_gemm": "int8_gemm",
+    "chain_verify": "spec_verify",
+}
 LINEAR_TERMS = {
     "moe_route": ("call", "token", "token_expert", "token_choice"),
     "chain_verify": ("call", "logit", "sampled_logit"),
@@ -513,7 +518,7 @@ class CostModel:
         Parameters
         ----------
         op
-            "w4a8_gemm", "w4a16_gemm", "moe_route" or "chain_verify".
+            One of `GEMM_OPS`, "moe_route" or "chain_verify".
         params
             As in a profile's samples: gemm ``m, n, k`` (``group_size`` 32 and ``symmetric`` True when left out),
             moe_route ``tokens, num_experts, top_k``, chain_verify ``batch, num_draft, vocab, rule``.

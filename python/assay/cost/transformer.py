@@ -17,7 +17,7 @@ from assay.cost.roofline import Estimate, Estimates, largest
 from assay.model import Matrix, ModelSpec
 
 PRECISIONS = ("file", "bf16", "int8", "int4")
-INT4_GROUP = 32
+GROUP = 32
 #: Bits a weight takes, scales included: INT4 and INT8 carry one float16 scale per 32 weights.
 BITS = {"bf16": 16.0, "int8": 8.5, "int4": 4.5}
 #: A router decides which experts run: it stays in bf16 at every precision, as all published quantised mixtures keep it.
@@ -26,7 +26,10 @@ BF16_ROLES = ("router", "embedding")
 #: The compute roof that a kernel of a precision without a calibrated one would be held against.
 COMPUTE_ROOF = {"bf16": "fp32_peak", "int8": "int8_peak", "file": "int8_peak"}
 KV_BYTES = 2.0  # bf16
-GEMM_OP = "w4a8_gemm"
+#: The calibrated product of a precision; it has float16 scales in groups of `GROUP`.
+KERNEL = {"int4": "w4a8_gemm", "int8": "w8a8_gemm"}
+#: How a file stores a matrix, where that is exactly what a calibrated kernel reads (or plain 16 bits).
+STORED_AS = {"Q4_0": "int4", "Q8_0": "int8", "F16": "bf16", "BF16": "bf16"}
 PREFILL_CHUNK_MAX = 512  # tokens
 MAX_TOKENS = 1 << 24
 
@@ -198,12 +201,20 @@ class _Product:
         return f"M={self.m:.4g} N={self.n} K={self.k}"
 
 
+def _kernel_precision(matrix: Matrix, precision: str) -> str:
+    """The precision whose kernel multiplies a matrix: for a file, by how all of the matrix is stored."""
+    if precision != "file":
+        return "bf16" if matrix.role in BF16_ROLES else precision
+    stored = list(matrix.stored or ())
+    return STORED_AS.get(stored[0], precision) if len(stored) == 1 else precision
+
+
 def _products(model: ModelSpec, precision: str, tokens: int, logits: int) -> list[_Product]:
     """Every product of one pass of ``tokens`` tokens, of which ``logits`` need the head."""
     found = []
     for matrix in model.matrices:
         bits = _bits(model, matrix, precision)
-        kept = "bf16" if precision != "file" and matrix.role in BF16_ROLES else precision
+        kept = _kernel_precision(matrix, precision)
         if matrix.role == "embedding":  # a look-up of one row a token: nothing beside the head's product
             continue
         if matrix.role == "lm_head" and not logits:
@@ -227,11 +238,11 @@ def _price_products(products: Sequence[_Product], cost: CostModel, threads: int)
     for precision, members in kinds.items():
         m, n, k, bits = (np.array([getattr(products[i], key) for i in members], dtype=np.float64) for key in
                          ("m", "n", "k", "bits"))  # fmt: skip
-        if precision == "int4" and cost.calibrated(GEMM_OP):
+        op = KERNEL.get(precision, "")
+        if cost.calibrated(op):
             priced: Estimates = cost.kernel_times(
-                GEMM_OP, {"m": m, "n": n, "k": k, "group_size": INT4_GROUP, "symmetric": True}, threads
+                op, {"m": m, "n": n, "k": k, "group_size": GROUP, "symmetric": True}, threads
             )
-            op = GEMM_OP
         else:
             activation_bytes = 4.0 if precision == "int4" else 2.0
             compute = COMPUTE_ROOF.get(precision, "int8_peak")
@@ -336,8 +347,9 @@ def step_cost(
     Parameters
     ----------
     precision
-        One of `PRECISIONS`. "int4" is priced with the calibrated INT4 product; the others, of which no kernel is
-        calibrated, on the measured roofs at the utilisation that the INT4 kernel reaches, with a wide interval.
+        One of `PRECISIONS`. "int4" and "int8" are priced with their calibrated products, and so are the matrices of a
+        file that are stored just so (Q4_0, Q8_0); the others, of which no kernel is calibrated, on the measured roofs
+        at the utilisation that the INT4 kernel reaches, with a wide interval.
     context_len
         Tokens already in the cache of each request.
     cost_model
@@ -363,11 +375,12 @@ def step_cost(
 def prefill_chunk(cost_model: CostModel, precision: str, isl: int) -> int:
     """Tokens of a prefill chunk: at most 512, and no more than the prompt.
 
-    INT4 stays at the widest calibrated product (but at least 32), so that its prefill is priced within the range.
+    With a calibrated product it stays at the widest calibrated one (but at least 32), so that prefill is priced within
+    the range.
     """
-    fit = cost_model.ops.get(GEMM_OP) if precision == "int4" else None
-    widest = max((int(c.m[-1]) for c in fit.classes if isinstance(c, GemmClass)), default=0) if fit else 0
-    return min(isl, max(32, min(widest or PREFILL_CHUNK_MAX, PREFILL_CHUNK_MAX)))
+    fits = [cost_model.ops.get(op) for kind, op in KERNEL.items() if precision in (kind, "file")]
+    widest = [max(int(c.m[-1]) for c in fit.classes if isinstance(c, GemmClass)) for fit in fits if fit]
+    return min(isl, max(32, min([*widest, PREFILL_CHUNK_MAX])))
 
 
 def prefill_cost(model: ModelSpec, precision: str, isl: int, cost_model: CostModel, threads: int) -> StepEstimate:

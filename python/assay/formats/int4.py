@@ -156,9 +156,7 @@ def _expect(
     fits = len(array.shape) == len(shape) and all(w is None or w == s for s, w in zip(array.shape, shape, strict=True))
     if array.dtype.name not in dtypes or not fits:
         wanted = ", ".join("*" if size is None else str(size) for size in shape)
-        raise error(
-            f"{where}: expected {' or '.join(dtypes)} [{wanted}]{says}, got {array.dtype} {list(array.shape)}"
-        )
+        raise error(f"{where}: expected {' or '.join(dtypes)} [{wanted}]{says}, got {array.dtype} {list(array.shape)}")
     return array
 
 
@@ -486,7 +484,7 @@ def to_compressed_tensors(w: Int4Weights) -> dict[str, np.ndarray]:
     ``weight_g_idx`` (see `from_compressed_tensors`).
 
     K must be a multiple of 8.
-    """  # noqa: D205
+    """
     _eights("q", K=w.k)
     out = {
         "weight_packed": _to_words(_in_file_order(w)),

@@ -8,6 +8,8 @@ multiply-add counts two operations.
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..profile import GEMM_OPS
+
 #: (N, K) with where they occur. Named so that benchmarks and documents speak of the same things.
 GEMM_SHAPES = {
     "llama-8b-attn": (4096, 4096),
@@ -41,7 +43,7 @@ class Point:
     def label(self) -> str:
         """Short name for a table or a benchmark's id."""
         p = self.params
-        if self.op in ("w4a8_gemm", "w4a16_gemm"):
+        if self.op in GEMM_OPS:
             kind = "" if p["symmetric"] else "-asym"
             return f"{p['n']}x{p['k']}-g{p['group_size']}{kind}-m{p['m']}-t{self.threads}"
         if self.op == "moe_route":
@@ -52,8 +54,10 @@ class Point:
     def bytes(self) -> float:
         """Bytes that the op must at least move: packed weights, activations in, outputs; logits for the other ops."""
         p = self.params
-        if self.op in ("w4a8_gemm", "w4a16_gemm"):
-            return packed_bytes(p["n"], p["k"], p["group_size"], p["symmetric"]) + 4.0 * p["m"] * (p["k"] + p["n"])
+        if self.op in GEMM_OPS:
+            return packed_bytes(
+                p["n"], p["k"], p["group_size"], p["symmetric"], 8 if self.op == "w8a8_gemm" else 4
+            ) + 4.0 * p["m"] * (p["k"] + p["n"])
         if self.op == "moe_route":
             return 4.0 * p["tokens"] * (p["num_experts"] + 2 * p["top_k"])
         return 4.0 * p["batch"] * (p["num_draft"] + 1) * p["vocab"]
@@ -62,17 +66,17 @@ class Point:
     def ops(self) -> float:
         """Operations: multiply-adds of a GEMM; one comparison a logit for routing and greedy, one exp for rejection."""
         p = self.params
-        if self.op in ("w4a8_gemm", "w4a16_gemm"):
+        if self.op in GEMM_OPS:
             return 2.0 * p["m"] * p["n"] * p["k"]
         if self.op == "moe_route":
             return float(p["tokens"] * p["num_experts"])
         return float(p["batch"] * (p["num_draft"] + 1) * p["vocab"])
 
 
-def packed_bytes(n: int, k: int, group_size: int, symmetric: bool) -> float:
-    """Bytes of a packed INT4 matrix: 4 bits a weight, 2 bytes a scale, half a byte a zero point (rounded up as packed)."""
+def packed_bytes(n: int, k: int, group_size: int, symmetric: bool, bits: int = 4) -> float:
+    """Bytes of a packed matrix: 4 or 8 bits a weight, 2 bytes a scale, half a byte a zero point (rounded up as packed)."""
     groups = k // group_size
-    tile = groups * (64 + -(-group_size // 32) * 512) + (0 if symmetric else -(-groups // 4) * 64)
+    tile = groups * (64 + -(-group_size // 32) * 128 * bits) + (0 if symmetric else -(-groups // 4) * 64)
     return float(-(-n // 32) * tile)
 
 
@@ -118,22 +122,29 @@ def grid(mode: str, threads: list[int]) -> list[Point]:
 
 def _gemm_points(t: int, full: bool) -> list[Point]:
     widths = (1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64)
-    fitted = ("llama-8b-attn", "llama-8b-kv", "olmoe-attn")
+    fitted = ("llama-8b-attn", "gemma-270m-ffn", "olmoe-attn")
     points = [_gemm("w4a8_gemm", shape, m, t, False) for shape in fitted for m in widths]
     points += [_gemm("w4a8_gemm", "llama-8b-down", m, t, False) for m in (1, 4, 16)]
+    points += [_gemm("w4a8_gemm", "gemma-270m-head", m, t, False) for m in (1, 4)]
     # Held out: shapes never fitted, and widths between the fitted ones.
-    points += [_gemm("w4a8_gemm", "gemma-270m-ffn", m, t, True) for m in (1, 3, 8, 32)]
+    points += [_gemm("w4a8_gemm", "llama-8b-kv", m, t, True) for m in (1, 3, 8, 32)]
     points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True) for m in (1, 2, 4, 6, 16)]
     points += [_gemm("w4a8_gemm", "llama-8b-up", m, t, True) for m in (1, 4, 8)]
     points += [_gemm("w4a8_gemm", "llama-8b-attn", m, t, True) for m in (7, 24, 48)]
-    points += [
-        _gemm("w4a16_gemm", shape, m, t, False) for shape in ("llama-8b-attn", "olmoe-attn") for m in (1, 2, 4, 8, 16)
-    ]
+    points += [_gemm("w4a8_gemm", "qwen3-expert-up", m, t, True) for m in (1, 4)]
+    narrow = ("llama-8b-attn", "gemma-270m-ffn")
+    points += [_gemm("w8a8_gemm", shape, m, t, False) for shape in narrow for m in (1, 2, 4, 8, 16, 64)]
+    points += [_gemm("w8a8_gemm", "gemma-270m-head", m, t, False) for m in (1, 4)]
+    points += [_gemm("w8a8_gemm", "olmoe-attn", m, t, True) for m in (1, 3, 6, 32)]
+    points += [_gemm("w8a8_gemm", "llama-8b-kv", m, t, True) for m in (1, 12)]
+    points += [_gemm("w8a8_gemm", "phi3-qkv", m, t, True) for m in (1, 4)]
+    wide = ("llama-8b-attn", "olmoe-attn")
+    points += [_gemm("w4a16_gemm", shape, m, t, False) for shape in wide for m in (1, 2, 4, 8, 16)]
     points += [_gemm("w4a16_gemm", "phi3-qkv", m, t, True) for m in (1, 4)]
     points += [_gemm("w4a16_gemm", "llama-8b-kv", m, t, True) for m in (1, 4, 12)]
     if full:
         points += [_gemm("w4a8_gemm", shape, m, t, False) for shape in fitted for m in (128, 256, 512)]
-        points += [_gemm("w4a8_gemm", "gemma-270m-head", m, t, True) for m in (1, 2, 4)]
+        points += [_gemm("w4a8_gemm", "gemma-270m-head", m, t, True) for m in (2, 3)]
         points += [_gemm("w4a8_gemm", "qwen3-expert-up", m, t, True) for m in (1, 4, 16, 64)]
         points += [_gemm("w4a8_gemm", "qwen3-expert-down", m, t, True) for m in (1, 4, 16, 64)]
         points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True) for m in (64, 192, 512)]
@@ -142,7 +153,8 @@ def _gemm_points(t: int, full: bool) -> list[Point]:
             points += [_gemm("w4a8_gemm", shape, m, t, False, **kind) for shape in fitted for m in widths]
             points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True, **kind) for m in (1, 3, 8, 24)]
             points += [_gemm("w4a8_gemm", "llama-8b-up", m, t, True, **kind) for m in (1, 4)]
-        wide = ("llama-8b-attn", "olmoe-attn")  # not llama-8b-kv, which w4a16 holds out
+        points += [_gemm("w8a8_gemm", shape, m, t, False) for shape in narrow for m in (3, 5, 6, 12, 32, 128, 512)]
+        points += [_gemm("w8a8_gemm", "llama-8b-up", m, t, True) for m in (1, 4, 24)]
         points += [_gemm("w4a16_gemm", shape, m, t, False) for shape in wide for m in (32, 64, 128)]
         points += [_gemm("w4a16_gemm", "phi3-qkv", m, t, True) for m in (24, 64)]
     return points
@@ -160,8 +172,9 @@ def _verify_points(t: int, full: bool) -> list[Point]:
     points: list[Point] = []
     for rule in ("greedy", "rejection"):
         points += [_verify(b, d, v, rule, t, False) for v in (32000, 128256) for b, d in ((1, 0), (1, 4), (4, 3))]
+        points += [_verify(64, 0, 32000, rule, t, False), _verify(1, 0, 262144, rule, t, False)]
         points += [_verify(1, 2, 152064, rule, t, True), _verify(2, 5, 50304, rule, t, True)]
-        points += [_verify(1, 8, 32000, rule, t, True), _verify(1, 0, 262144, rule, t, True)]
+        points += [_verify(1, 8, 32000, rule, t, True), _verify(16, 0, 100352, rule, t, True)]
         if full:
             points += [_verify(b, d, 128256, rule, t, False) for b, d in ((1, 8), (1, 16), (8, 4), (8, 1))]
             points += [_verify(8, 4, 32000, rule, t, False), _verify(1, 4, 262144, rule, t, True)]

@@ -10,7 +10,7 @@ import numpy as np
 from .. import reference
 from ..errors import AssayError
 from ..machine import Machine, memory_bytes
-from ..ops import info, int4, moe, speculative
+from ..ops import info, int4, int8, moe, speculative
 from .clock import Call
 from .points import Point, packed_bytes
 
@@ -30,7 +30,8 @@ def weights_key(point: Point) -> tuple[Any, ...] | None:
     """What two GEMM points share that run on the same weights; None for the other ops."""
     if not point.op.endswith("_gemm"):
         return None
-    return tuple(point.params[name] for name in ("n", "k", "group_size", "symmetric"))
+    p = point.params
+    return p["n"], p["k"], p["group_size"], p["symmetric"], 8 if point.op == "w8a8_gemm" else 4
 
 
 class Workloads:
@@ -52,6 +53,7 @@ class Workloads:
         self._rotate_bytes = min(2.5 * machine.last_level_cache_bytes, available / 8)
         self._kernels = info.kernel_versions()
         self._weights: dict[tuple[Any, ...], tuple[list[int4.PackedInt4], tuple[Any, ...]]] = {}
+        self._weights8: dict[tuple[Any, ...], tuple[list[int8.PackedInt8], tuple[Any, ...]]] = {}
         self._pool: np.ndarray | None = None
 
     def fit(self, points: Iterable[Point]) -> bool:
@@ -62,6 +64,7 @@ class Workloads:
     def forget(self) -> None:
         """Lets the weights go that no workload holds any more."""
         self._weights.clear()
+        self._weights8.clear()
 
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, *key])
@@ -77,6 +80,7 @@ class Workloads:
         makers: dict[str, tuple[str, Callable[[Point], list[Call]]]] = {
             "w4a8_gemm": ("int4_gemm", self._gemm),
             "w4a16_gemm": ("int4_gemm", self._gemm),
+            "w8a8_gemm": ("int8_gemm", self._gemm8),
             "moe_route": ("moe_route", self._route),
             "chain_verify": ("spec_verify", self._verify),
         }
@@ -123,6 +127,33 @@ class Workloads:
         want = naive(a[:rows], qweight, scales, zeros, p["group_size"])
         np.testing.assert_allclose(out[:rows, : want.shape[1]], want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
         return [partial(gemm, a, w, out, num_threads=point.threads) for w in copies]
+
+    def _packed8(self, n: int, k: int, group_size: int) -> tuple[list[int8.PackedInt8], tuple[Any, ...]]:
+        """As :meth:`_packed`, for int8 weights."""
+        key = (n, k, group_size)
+        if key not in self._weights8:
+            rng = self._rng(n, k, group_size)
+            qweight = rng.integers(-127, 128, (n, k), dtype=np.int8)
+            scales = rng.uniform(0.0005, 0.002, (n, k // group_size)).astype(np.float16)
+            copies = [int8.pack_int8(qweight, scales)]
+            while sum(w.nbytes for w in copies) < self._rotate_bytes:
+                data = int4.aligned_empty(copies[0].nbytes)
+                data[:] = copies[0].data
+                copies.append(int8.PackedInt8(n, k, group_size, data))
+            head = slice(0, min(CHECKED_COLUMNS, n))
+            self._weights8[key] = (copies, (qweight[head], scales[head]))
+        return self._weights8[key]
+
+    def _gemm8(self, point: Point) -> list[Call]:
+        p = point.params
+        copies, head = self._packed8(p["n"], p["k"], p["group_size"])
+        a = self._rng(p["m"], p["k"]).standard_normal((p["m"], p["k"]), dtype=np.float32)
+        out = np.empty((p["m"], p["n"]), np.float32)
+        int8.w8a8_gemm(a, copies[0], out, num_threads=point.threads)
+        qweight, scales = head
+        want = reference.w8a8_gemm(a[:2], qweight, scales, p["group_size"])
+        np.testing.assert_allclose(out[:2, : want.shape[1]], want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
+        return [partial(int8.w8a8_gemm, a, w, out, num_threads=point.threads) for w in copies]
 
     # ---- routing ----
 

@@ -13,6 +13,7 @@ from .int4 import widen
 _BACKENDS = ("c", "numba", "reference")
 _MOST = 2**31 - 1
 
+
 class RouteResult(NamedTuple):
     """Where each token goes.
 
