@@ -49,7 +49,7 @@ def test_calls_of_a_mixture():
     assert calls["expert_up"].shape.startswith(f"M={4 / 3.5:.4g} ")
     assert calls["moe_route"].count == 2
     assert calls["router"].basis == "roof"
-    assert calls["router"].op == "bf16_gemm"
+    assert calls["router"].op == "bf16 products"
     alone = by_name(step_cost(MOE, "int4", 1, 100, MODEL, 2))["expert_up"]
     assert alone.count == 4
     assert alone.time_s == pytest.approx(4 * MODEL.kernel_time("w4a8_gemm", {"m": 1, "n": 14336, "k": 4096}, 2).time_s)

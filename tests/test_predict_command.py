@@ -133,7 +133,7 @@ def test_notes(run, monkeypatch, tmp_path):
     monkeypatch.setattr(catalog, "resolve_model", lambda text: hand_made_model())
     _, out, _ = run("x", "--batch", "500", "--isl", "5000", "--threads", "3", profile=tmp_path / "part.json")
     for words in (
-        "No calibrated kernel for bf16_gemm, attention, int8_gemm",
+        "No calibrated kernel for bf16 products, attention, int8 products",
         "extrapolated: M outside the calibrated 1 to 128",
         "extrapolated: w4a8_gemm was calibrated at 2 threads, not 3",
         "measured on another machine (Invented 2-core",

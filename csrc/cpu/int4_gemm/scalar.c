@@ -1,11 +1,6 @@
 /* INT4 GEMM in portable C: the equations of assay.h, one output at a time. What the other variants must equal bit
  * for bit; fast enough to be usable where nothing else is. */
-#include "../../kernels.h"
-#include "../float16.h"
-
-#include <math.h>
-
-enum { MR = 4 };
+#include "../gemm_scalar.h"
 
 static void prepare8(const assay_gemm_args *p, int64_t row0, int64_t rows) {
     const assay_w4_layout *l = &p->l;
@@ -128,20 +123,7 @@ static void column16(const assay_gemm_args *p, const uint8_t *tile, int64_t j, i
     }
 }
 
-static void multiply(const assay_gemm_args *p, int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; t++) {
-        const uint8_t *tile = p->packed + t * p->l.tile_bytes;
-        const int64_t n0 = t * ASSAY_TILE_N, cols = assay_min_i64(ASSAY_TILE_N, p->l.n - n0);
-        for (int64_t b = 0; b < p->row_blocks; b++) {
-            const int64_t row0 = assay_block_row(p->m, p->row_blocks, b);
-            const int64_t rows = assay_block_row(p->m, p->row_blocks, b + 1) - row0;
-            for (int64_t j = 0; j < cols; j++) {
-                float f[MR] = {0};
-                (p->a16 ? column16 : column8)(p, tile, j, row0, rows, f);
-                for (int64_t r = 0; r < rows; r++) p->c[(row0 + r) * p->ldc + n0 + j] = f[r];
-            }
-        }
-    }
-}
+static void w4a8(const assay_gemm_args *p, int64_t begin, int64_t end) { walk(p, begin, end, column8); }
+static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) { walk(p, begin, end, column16); }
 
-const assay_int4_gemm_kernel assay_int4_gemm_scalar = {MR, MR, prepare, multiply, multiply};
+const assay_int4_gemm_kernel assay_int4_gemm_scalar = {MR, MR, prepare, w4a8, w4a16};

@@ -1,10 +1,5 @@
 /* int8 GEMM in portable C: the equations of assay.h, one output at a time. */
-#include "../../kernels.h"
-#include "../float16.h"
-
-#include <math.h>
-
-enum { MR = 4 };
+#include "../gemm_scalar.h"
 
 static void column(const assay_gemm_args *p, const uint8_t *tile, int64_t j, int64_t row0, int64_t rows, float *f) {
     const assay_w4_layout *l = &p->l;
@@ -24,20 +19,6 @@ static void column(const assay_gemm_args *p, const uint8_t *tile, int64_t j, int
     }
 }
 
-static void w8a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; t++) {
-        const uint8_t *tile = p->packed + t * p->l.tile_bytes;
-        const int64_t n0 = t * ASSAY_TILE_N, cols = assay_min_i64(ASSAY_TILE_N, p->l.n - n0);
-        for (int64_t b = 0; b < p->row_blocks; b++) {
-            const int64_t row0 = assay_block_row(p->m, p->row_blocks, b);
-            const int64_t rows = assay_block_row(p->m, p->row_blocks, b + 1) - row0;
-            for (int64_t j = 0; j < cols; j++) {
-                float f[MR] = {0};
-                column(p, tile, j, row0, rows, f);
-                for (int64_t r = 0; r < rows; r++) p->c[(row0 + r) * p->ldc + n0 + j] = f[r];
-            }
-        }
-    }
-}
+static void w8a8(const assay_gemm_args *p, int64_t begin, int64_t end) { walk(p, begin, end, column); }
 
 const assay_int8_gemm_kernel assay_int8_gemm_scalar = {MR, w8a8};

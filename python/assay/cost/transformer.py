@@ -253,7 +253,7 @@ def _price_products(products: Sequence[_Product], cost: CostModel, threads: int)
                 compute=compute,
                 note=f"no calibrated kernel for {precision} products: priced on the measured roofs",
             )
-            op = f"{precision}_gemm"
+            op = "products of other stored types" if precision == "file" else f"{precision} products"
         for j, i in enumerate(members):
             calls[i] = _call(products[i].name, op, products[i].count, products[i].shape, priced.at(j))
     return [c for c in calls if c is not None]

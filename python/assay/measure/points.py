@@ -17,6 +17,7 @@ GEMM_SHAPES = {
     "llama-8b-down": (4096, 14336),
     "llama-8b-kv": (1024, 4096),
     "gemma-270m-ffn": (2048, 640),
+    "gemma-270m-kv": (256, 640),
     "gemma-270m-head": (262144, 640),
     "qwen3-expert-up": (768, 2048),
     "qwen3-expert-down": (2048, 768),
@@ -126,6 +127,7 @@ def _gemm_points(t: int, full: bool) -> list[Point]:
     points = [_gemm("w4a8_gemm", shape, m, t, False) for shape in fitted for m in widths]
     points += [_gemm("w4a8_gemm", "llama-8b-down", m, t, False) for m in (1, 4, 16)]
     points += [_gemm("w4a8_gemm", "gemma-270m-head", m, t, False) for m in (1, 4)]
+    points += [_gemm("w4a8_gemm", "gemma-270m-kv", m, t, False) for m in (1, 8)]
     # Held out: shapes never fitted, and widths between the fitted ones.
     points += [_gemm("w4a8_gemm", "llama-8b-kv", m, t, True) for m in (1, 3, 8, 32)]
     points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True) for m in (1, 2, 4, 6, 16)]
@@ -135,6 +137,7 @@ def _gemm_points(t: int, full: bool) -> list[Point]:
     narrow = ("llama-8b-attn", "gemma-270m-ffn")
     points += [_gemm("w8a8_gemm", shape, m, t, False) for shape in narrow for m in (1, 2, 4, 8, 16, 64)]
     points += [_gemm("w8a8_gemm", "gemma-270m-head", m, t, False) for m in (1, 4)]
+    points += [_gemm("w8a8_gemm", "gemma-270m-kv", m, t, False) for m in (1, 8)]
     points += [_gemm("w8a8_gemm", "olmoe-attn", m, t, True) for m in (1, 3, 6, 32)]
     points += [_gemm("w8a8_gemm", "llama-8b-kv", m, t, True) for m in (1, 12)]
     points += [_gemm("w8a8_gemm", "phi3-qkv", m, t, True) for m in (1, 4)]

@@ -10,23 +10,9 @@ from typing import Any
 import numpy as np
 
 from .. import reference
-from .._ffi import (
-    FLOAT_DTYPES,
-    Tensor,
-    as_output,
-    as_tensor,
-    check,
-    ffi,
-    lib,
-    thread_count,
-    variant_index,
-    workspace,
-)
-from ..errors import UnsupportedError
-
-GROUP_SIZES = (32, 64, 128)
-FLOATS = tuple(FLOAT_DTYPES)
-BACKENDS = ("c", "numba", "reference")
+from .._ffi import FLOAT_DTYPES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
+from ._backends import twin, widen
+from ._gemm import aligned_empty, check_group, gemm_tensors, half_scales, pointer
 
 
 class PackedInt4:
@@ -79,24 +65,6 @@ class PackedInt4:
     def dequantize(self) -> np.ndarray:
         """float32 [N, K]."""
         return reference.dequantize_int4(*self.unpack(), self.k, self.group_size)
-
-
-def pointer(array: np.ndarray, kind: str) -> Any:
-    return ffi.cast(kind, array.__array_interface__["data"][0])
-
-
-def check_group(k: int, group_size: int) -> None:
-    if group_size not in GROUP_SIZES and group_size != k:
-        raise ValueError(f"group_size: expected 32, 64, 128 or K = {k}, got {group_size}")
-    if k % group_size:
-        raise ValueError(f"group_size: expected a divisor of K = {k}, got {group_size}")
-
-
-def aligned_empty(nbytes: int) -> np.ndarray:
-    """uint8 [nbytes] on a cache line; large ones on huge pages where numpy's allocator asks for them."""
-    raw = np.empty(nbytes + 63, np.uint8)
-    skip = -raw.__array_interface__["data"][0] % 64
-    return raw[skip : skip + nbytes]
 
 
 def quantize_int4(
@@ -182,10 +150,7 @@ def pack(qweight: Any, scales: Any, zeros: Any = None, *, k: int | None = None, 
     grid = (n, k // group_size)
     if s.shape != grid:
         raise ValueError(f"scales: expected [N, K/group_size] = {list(grid)}, got {list(s.shape)}")
-    with np.errstate(over="ignore"):
-        s16 = np.ascontiguousarray(s, np.float16)
-    if not np.isfinite(s16).all():
-        raise ValueError("scales: expected finite values within float16's range (65504)")
+    s16 = half_scales(s)
     z = None
     if zeros is not None:
         z = as_tensor(zeros, "zeros", ("uint8",), 2, contiguous=True).array
@@ -245,17 +210,6 @@ def _inputs(a: Any, w: PackedInt4, out: Any) -> tuple[Tensor, Tensor]:
     return gemm_tensors(a, w.n, w.k, out)
 
 
-def gemm_tensors(a: Any, n: int, k: int, out: Any) -> tuple[Tensor, Tensor]:
-    """Activations [M, K] and output float32 [M, N] of a GEMM, checked."""
-    x = as_tensor(a, "a", FLOATS, 2)
-    if x.array.shape[1] != k:
-        raise ValueError(f"a: expected [M, K] with K = {k}, got {list(x.array.shape)}")
-    c = as_output(out, "out", "float32", (x.array.shape[0], n))
-    if out is not None and np.may_share_memory(c.array, x.array, 0):
-        raise ValueError("out: expected memory of its own, got memory shared with a")
-    return x, c
-
-
 def _gemm(a: Any, w: PackedInt4, out: Any, a16: bool, backend: str, isa: str | None, num_threads: int | None) -> Any:
     x, c = _inputs(a, w, out)
     m = x.array.shape[0]
@@ -275,27 +229,12 @@ def _gemm(a: Any, w: PackedInt4, out: Any, a16: bool, backend: str, isa: str | N
 
 
 def _other_backend(backend: str, a16: bool, x: np.ndarray, w: PackedInt4, isa: str | None) -> np.ndarray:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    if isa is not None:
-        raise ValueError(f"isa: only backend 'c' has variants, got isa={isa!r} with backend={backend!r}")
-    if backend == "numba":
-        try:
-            from ..jit import int4 as twin
-        except ImportError as exc:
-            raise UnsupportedError(
-                f"backend='numba' needs the numba package: pip install 'assay[numba]' ({exc})"
-            ) from exc
-        return twin.gemm(x, w.data, w.n, w.k, w.group_size, w.symmetric, a16)
+    found = twin(backend, "int4", isa)
+    if found is not None:
+        result: np.ndarray = found.gemm(x, w.data, w.n, w.k, w.group_size, w.symmetric, a16)
+        return result
     qweight, scales, zeros = w.unpack()
     return (reference.w4a16_gemm if a16 else reference.w4a8_gemm)(x, qweight, scales, zeros, w.group_size)
-
-
-def widen(x: Tensor) -> np.ndarray:
-    """float32 array of a float32, float16 or bfloat16 tensor, exactly."""
-    if x.dtype == "bfloat16":
-        return (x.array.astype(np.uint32) << 16).view(np.float32)
-    return x.array.astype(np.float32, copy=False)
 
 
 class SplitGemm:

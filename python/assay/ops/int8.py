@@ -10,8 +10,8 @@ import numpy as np
 
 from .. import reference
 from .._ffi import FLOAT_DTYPES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
-from ..errors import UnsupportedError
-from .int4 import BACKENDS, aligned_empty, check_group, gemm_tensors, pointer, widen
+from ._backends import twin, widen
+from ._gemm import aligned_empty, check_group, gemm_tensors, half_scales, pointer
 
 
 class PackedInt8:
@@ -110,10 +110,7 @@ def pack_int8(qweight: Any, scales: Any, *, num_threads: int | None = None) -> P
         raise ValueError(f"scales: expected [N, K/group_size] with N, K = {n}, {k}, got {list(s.shape)}")
     group_size = k // s.shape[1]
     check_group(k, group_size)
-    with np.errstate(over="ignore"):
-        s16 = np.ascontiguousarray(s, np.float16)
-    if not np.isfinite(s16).all():
-        raise ValueError("scales: expected finite values within float16's range (65504)")
+    s16 = half_scales(s)
     size = lib.assay_w8_packed_bytes(n, k, group_size)
     if not size:
         raise ValueError(f"qweight: expected N <= 2^28 and K <= 2^17, got N = {n}, K = {k}")
@@ -152,17 +149,9 @@ def w8a8_gemm(a: Any, w: PackedInt8, out: Any = None, *, backend: str = "c", isa
 
 
 def _other_backend(backend: str, x: np.ndarray, w: PackedInt8, isa: str | None) -> np.ndarray:
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    if isa is not None:
-        raise ValueError(f"isa: only backend 'c' has variants, got isa={isa!r} with backend={backend!r}")
-    if backend == "numba":
-        try:
-            from ..jit import int8 as twin
-        except ImportError as exc:
-            raise UnsupportedError(
-                f"backend='numba' needs the numba package: pip install 'assay[numba]' ({exc})"
-            ) from exc
-        return twin.gemm(x, w.data, w.n, w.k, w.group_size)
+    found = twin(backend, "int8", isa)
+    if found is not None:
+        result: np.ndarray = found.gemm(x, w.data, w.n, w.k, w.group_size)
+        return result
     qweight, scales = w.unpack()
     return reference.w8a8_gemm(x, qweight, scales, w.group_size)

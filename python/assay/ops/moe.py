@@ -6,11 +6,9 @@ import numpy as np
 
 from .. import reference
 from .._ffi import FLOAT_DTYPES, as_tensor, check, ffi, lib, thread_count, variant_index
-from ..errors import UnsupportedError
+from ._backends import twin, widen
 from ._outputs import as_outputs, copy_back, dense
-from .int4 import widen
 
-_BACKENDS = ("c", "numba", "reference")
 _MOST = 2**31 - 1
 
 
@@ -94,14 +92,8 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool = True, out: Any
 def _other_backend(
     backend: str, x: np.ndarray, top_k: int, renormalize: bool, isa: str | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
-    if isa is not None:
-        raise ValueError(f"isa: only backend 'c' has variants, got isa={isa!r} with backend={backend!r}")
-    if backend == "reference":
+    found = twin(backend, "moe", isa)
+    if found is None:
         return reference.moe_route(x, top_k, renormalize)
-    try:
-        from ..jit import moe as twin
-    except ImportError as exc:
-        raise UnsupportedError(f"backend='numba' needs the numba package: pip install 'assay[numba]' ({exc})") from exc
-    return twin.route(x, top_k, renormalize)
+    weights, ids, status = found.route(x, top_k, renormalize)
+    return weights, ids, status

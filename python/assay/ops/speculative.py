@@ -7,11 +7,9 @@ import numpy as np
 
 from .. import reference
 from .._ffi import FLOAT_DTYPES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
-from ..errors import UnsupportedError
+from ._backends import twin, widen
 from ._outputs import as_outputs, copy_back, dense
-from .int4 import widen
 
-_BACKENDS = ("c", "numba", "reference")
 _RULES = {"greedy": 0, "rejection": 1}
 _MOST = 2**31 - 1
 
@@ -233,14 +231,5 @@ def _call(logits: Tensor, ids: np.ndarray, cu: np.ndarray, q: Tensor | None, rul
 
 
 def _other_backend(backend: str, isa: str | None) -> Any:
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(_BACKENDS)}, got {backend!r}")
-    if isa is not None:
-        raise ValueError(f"isa: only backend 'c' has variants, got isa={isa!r} with backend={backend!r}")
-    if backend == "reference":
-        return reference.verify_chain
-    try:
-        from ..jit import speculative as twin
-    except ImportError as exc:
-        raise UnsupportedError(f"backend='numba' needs the numba package: pip install 'assay[numba]' ({exc})") from exc
-    return twin.verify_chain
+    found = twin(backend, "speculative", isa)
+    return found.verify_chain if found else reference.verify_chain

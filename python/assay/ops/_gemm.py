@@ -1,0 +1,47 @@
+"""What the INT4 and the int8 GEMM share: arguments and memory."""
+
+from typing import Any
+
+import numpy as np
+
+from .._ffi import FLOAT_DTYPES, Tensor, as_output, as_tensor, ffi
+
+GROUP_SIZES = (32, 64, 128)
+
+
+def pointer(array: np.ndarray, kind: str) -> Any:
+    return ffi.cast(kind, array.__array_interface__["data"][0])
+
+
+def check_group(k: int, group_size: int) -> None:
+    if group_size not in GROUP_SIZES and group_size != k:
+        raise ValueError(f"group_size: expected 32, 64, 128 or K = {k}, got {group_size}")
+    if k % group_size:
+        raise ValueError(f"group_size: expected a divisor of K = {k}, got {group_size}")
+
+
+def aligned_empty(nbytes: int) -> np.ndarray:
+    """uint8 [nbytes] on a cache line; large ones on huge pages where numpy's allocator asks for them."""
+    raw = np.empty(nbytes + 63, np.uint8)
+    skip = -raw.__array_interface__["data"][0] % 64
+    return raw[skip : skip + nbytes]
+
+
+def half_scales(scales: np.ndarray) -> np.ndarray:
+    """Scales as the kernels keep them: float16, C order, finite."""
+    with np.errstate(over="ignore"):
+        half = np.ascontiguousarray(scales, np.float16)
+    if not np.isfinite(half).all():
+        raise ValueError("scales: expected finite values within float16's range (65504)")
+    return half
+
+
+def gemm_tensors(a: Any, n: int, k: int, out: Any) -> tuple[Tensor, Tensor]:
+    """Activations [M, K] and output float32 [M, N] of a GEMM, checked."""
+    x = as_tensor(a, "a", tuple(FLOAT_DTYPES), 2)
+    if x.array.shape[1] != k:
+        raise ValueError(f"a: expected [M, K] with K = {k}, got {list(x.array.shape)}")
+    c = as_output(out, "out", "float32", (x.array.shape[0], n))
+    if out is not None and np.may_share_memory(c.array, x.array, 0):
+        raise ValueError("out: expected memory of its own, got memory shared with a")
+    return x, c
