@@ -21,8 +21,7 @@
 #endif
 #define ASSAY_COMPILED_scalar 1
 
-/* Tables of tiers that are not in the build stay undefined: weak, so that their address is NULL. */
-#define VARIANT(op, isa) extern const assay_##op##_kernel assay_##op##_##isa __attribute__((weak));
+#define VARIANT(op, isa) extern const assay_##op##_kernel assay_##op##_##isa;
 #include "cpu/spec_verify/spec_verify.h"
 #include "variants.inc"
 #undef VARIANT
@@ -33,7 +32,12 @@ static const struct { const char *name, *features; int compiled; } tiers[] = {
 };
 #undef ISA
 
-#define VARIANT(op, isa) {ASSAY_OP_##op, #op, ASSAY_ISA_##isa, #isa, &assay_##op##_##isa},
+/* The table's address where its tier is in the build, else NULL. */
+#define TABLE_1(table) &table
+#define TABLE_0(table) NULL
+#define TABLE_OF(compiled, table) PASTE(TABLE_, compiled)(table)
+#define PASTE(a, b) a##b
+#define VARIANT(op, isa) {ASSAY_OP_##op, #op, ASSAY_ISA_##isa, #isa, TABLE_OF(ASSAY_COMPILED_##isa, assay_##op##_##isa)},
 static const struct { int op; const char *op_name; int isa; const char *isa_name; const void *kernel; } variants[] = {
 #include "variants.inc"
 };

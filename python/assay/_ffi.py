@@ -35,6 +35,7 @@ _DTYPE_NAMES = {np.dtype(t): np.dtype(t).name for t in "?bBhHiIlLqQefd"}
 
 #: Names of assay.h's activation and logit types.
 FLOAT_DTYPES = {"float32": lib.ASSAY_F32, "float16": lib.ASSAY_F16, "bfloat16": lib.ASSAY_BF16}
+FLOAT_NAMES = tuple(FLOAT_DTYPES)
 
 
 # ---- arrays ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Files of other projects, read into one inner form: GGUF models, Hugging Face configurations.
+"""Files of other projects, read into one inner form: GGUF models, Hugging Face configurations, INT4 checkpoints.
 
 Names are loaded at first use, so that reading a ``config.json`` does not load numpy.
 """
@@ -11,20 +11,16 @@ _HOME = {
     "GGUFTensor": ".gguf",
     "model_spec": ".gguf",
     "open_gguf": ".gguf",
+    "Int4Weights": ".int4",
+    "SafetensorsFile": ".safetensors",
+    "open_safetensors": ".safetensors",
+    "quantized_linears": ".safetensors",
     "dequantize_rows": ".dequant",
     "load_config": ".hf",
     "spec_from_config": ".hf",
 }
 
-__all__ = [
-    "GGUFFile",
-    "GGUFTensor",
-    "dequantize_rows",
-    "load_config",
-    "model_spec",
-    "open_gguf",
-    "spec_from_config",
-]
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

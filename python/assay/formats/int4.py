@@ -121,7 +121,7 @@ class Int4Weights:
         return {
             "qweight": _pack(self.q),
             "scales": self.scales,
-            "zeros": self.zeros,
+            "zeros": None if self.zeros is None else np.ascontiguousarray(self.zeros),
             "k": self.k,
             "group_size": self.group_size,
         }
@@ -192,7 +192,7 @@ def _scales(array: Any, where: str, shape: tuple[int, int], dtype: str | None, s
     if not np.isfinite(scales).all():
         bad = tuple(int(i) for i in np.argwhere(~np.isfinite(scales))[0])
         _bad(where, "finite scales", f"{scales[bad]} at {list(bad)}")
-    return np.ascontiguousarray(scales)
+    return np.array(scales, order="C")  # a copy: tensors of a file may be unaligned, and are the file's
 
 
 def _zeros_or_none(zeros: np.ndarray) -> np.ndarray | None:
@@ -223,6 +223,10 @@ def _order(g_idx: Any, where: str, k: int, group_size: int) -> np.ndarray | None
     return None if np.array_equal(perm, np.arange(k)) else perm
 
 
+def _sorted(q: np.ndarray, perm: np.ndarray | None) -> np.ndarray:
+    return q if perm is None else np.ascontiguousarray(q[:, perm])
+
+
 def _g_idx(w: Int4Weights) -> np.ndarray:
     """The group of every input feature, in the layer's own order."""
     groups = (np.arange(w.k) // w.group_size).astype(np.int32)
@@ -251,8 +255,9 @@ def _refuse_perm(w: Int4Weights, name: str) -> None:
 
 def _pack(q: np.ndarray) -> np.ndarray:
     """uint8 [R, C] to uint8 [R, ceil(C/2)], low nibble = even column."""
-    q = np.pad(q, ((0, 0), (0, q.shape[1] % 2)))
-    return q[:, 0::2] | q[:, 1::2] << np.uint8(4)
+    both = q[:, 0::2].copy(order="C")
+    both[:, : q.shape[1] // 2] |= q[:, 1::2] << np.uint8(4)
+    return both
 
 
 def _unpack(both: np.ndarray) -> np.ndarray:
@@ -270,7 +275,7 @@ def _from_words(words: np.ndarray) -> np.ndarray:
 
 def _to_words(q: np.ndarray) -> np.ndarray:
     """uint8 [R, 8C] to int32 [R, C]."""
-    return np.ascontiguousarray(_pack(q)).view("<i4").astype(np.int32, copy=False)
+    return _pack(q).view("<i4").astype(np.int32, copy=False)
 
 
 # ---- GPTQ ----------------------------------------------------------------------------------------------------------
@@ -337,7 +342,7 @@ def from_gptq(
         zeros = _zeros_or_none(stored.T)
     perm = _order(g_idx, f"{at}g_idx", k, size)
     q = _from_words(qweight.T)
-    return Int4Weights(q if perm is None else q[:, perm], np.ascontiguousarray(s.T), zeros, size, perm)
+    return Int4Weights(_sorted(q, perm), np.ascontiguousarray(s.T), zeros, size, perm)
 
 
 def to_gptq(w: Int4Weights, *, version: int = 1) -> dict[str, np.ndarray]:
@@ -476,7 +481,7 @@ def from_compressed_tensors(
             zeros = _zeros_or_none(_from_words(weight_zero_point.T)[:, :n].T)
     perm = _order(weight_g_idx, f"{at}weight_g_idx", k, size)
     q = _from_words(weight_packed)
-    return Int4Weights(q if perm is None else q[:, perm], s, zeros, size, perm)
+    return Int4Weights(_sorted(q, perm), s, zeros, size, perm)
 
 
 def to_compressed_tensors(w: Int4Weights) -> dict[str, np.ndarray]:

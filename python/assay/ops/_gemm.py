@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .._ffi import FLOAT_DTYPES, Tensor, as_output, as_tensor, ffi
+from .._ffi import FLOAT_NAMES, Tensor, as_output, as_tensor, ffi
 
 GROUP_SIZES = (32, 64, 128)
 
@@ -38,7 +38,7 @@ def half_scales(scales: np.ndarray) -> np.ndarray:
 
 def gemm_tensors(a: Any, n: int, k: int, out: Any) -> tuple[Tensor, Tensor]:
     """Activations [M, K] and output float32 [M, N] of a GEMM, checked."""
-    x = as_tensor(a, "a", tuple(FLOAT_DTYPES), 2)
+    x = as_tensor(a, "a", FLOAT_NAMES, 2)
     if x.array.shape[1] != k:
         raise ValueError(f"a: expected [M, K] with K = {k}, got {list(x.array.shape)}")
     c = as_output(out, "out", "float32", (x.array.shape[0], n))

@@ -20,8 +20,9 @@ def as_outputs(
         argument.
     """
     if out is None:
-        out = (None,) * len(names)
-    elif not isinstance(out, tuple | list) or len(out) != len(names):
+        fresh = [as_output(None, *spec) for spec in zip(names, dtypes, shapes, strict=True)]
+        return fresh, [t.array for t in fresh]
+    if not isinstance(out, tuple | list) or len(out) != len(names):
         raise TypeError(f"out: expected ({', '.join(names)}), got {type(out).__name__}")
     tensors = [as_output(*spec) for spec in zip(out, names, dtypes, shapes, strict=True)]
     for i, (given, tensor) in enumerate(zip(out, tensors, strict=True)):

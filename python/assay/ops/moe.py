@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import reference
-from .._ffi import FLOAT_DTYPES, as_tensor, check, ffi, lib, thread_count, variant_index
+from .._ffi import FLOAT_DTYPES, FLOAT_NAMES, as_tensor, check, ffi, lib, thread_count, variant_index
 from ._backends import twin, widen
 from ._outputs import as_outputs, copy_back, dense
 
@@ -59,11 +59,11 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool = True, out: Any
     TypeError, ValueError
         Naming the argument, what was wanted and what came.
     """
-    x = as_tensor(router_logits, "router_logits", tuple(FLOAT_DTYPES), 2)
+    x = as_tensor(router_logits, "router_logits", FLOAT_NAMES, 2)
     tokens, experts = x.shape
     if experts < 1 or max(tokens, experts) > _MOST:
         raise ValueError(f"router_logits: expected [T, E] with 1 <= E and T, E < 2^31, got {list(x.shape)}")
-    if not isinstance(top_k, int | np.integer) or isinstance(top_k, bool):
+    if not isinstance(top_k, (int, np.integer)) or isinstance(top_k, bool):
         raise TypeError(f"top_k: expected an int, got {type(top_k).__name__}")
     if not 1 <= top_k <= experts:
         raise ValueError(f"top_k: expected 1..E = 1..{experts}, got {top_k}")

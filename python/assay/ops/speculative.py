@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import reference
-from .._ffi import FLOAT_DTYPES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
+from .._ffi import FLOAT_DTYPES, FLOAT_NAMES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
 from ._backends import twin, widen
 from ._outputs import as_outputs, copy_back, dense
 
@@ -84,7 +84,7 @@ def verify_chain(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: 
     TypeError, ValueError
         Naming the argument, what was wanted and what came. Bad data in a row is no exception but a status.
     """
-    logits = as_tensor(target_logits, "target_logits", tuple(FLOAT_DTYPES), 2)
+    logits = as_tensor(target_logits, "target_logits", FLOAT_NAMES, 2)
     cu = as_tensor(cu_num_draft_tokens, "cu_num_draft_tokens", ("int32", "int64"), 1)
     counts, batch, drafts = _counts(cu.array)
     rows, vocab = logits.shape
