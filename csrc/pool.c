@@ -7,6 +7,9 @@
  * their last job, then sleep on a futex (condition variable elsewhere): a parked worker costs its waker a system
  * call of several microseconds, so small jobs leave it asleep (`wake`).
  *
+ * A woken worker tends to be put on its waker's CPU, where it waits while the waker does all the work alone: two threads as
+ * fast as one, until the scheduler's next balancing. So workers are kept off the CPU that the caller is on (`keep_off`).
+ *
  * Never two jobs at once: a call that finds the pool busy does its work alone. After fork the child has no
  * workers; its first call starts new ones. Nothing starts before the first call that wants threads. */
 #if defined(__linux__) && !defined(_GNU_SOURCE)
@@ -95,6 +98,8 @@ typedef struct {
 static struct {
     pthread_mutex_t busy;             /* held by the caller whose job runs */
     int workers;                      /* started; worker i is thread i + 1 of a job */
+    pthread_t handles[MAX_THREADS];   /* of the workers, which never end */
+    int avoided;                      /* the CPU that they are kept off; -1 none yet */
     /* epoch << 32 | closed << 31 | entered: what a worker reads to see, and to enter, a job */
     _Alignas(64) _Atomic uint64_t job;
     _Alignas(64) _Atomic uint32_t done;
@@ -106,7 +111,7 @@ static struct {
     int threads;
     share shares[MAX_THREADS];
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER, .sleep_lock = PTHREAD_MUTEX_INITIALIZER,
-          .sleep_cond = PTHREAD_COND_INITIALIZER, .job = (uint64_t)1 << 31};
+          .sleep_cond = PTHREAD_COND_INITIALIZER, .job = (uint64_t)1 << 31, .avoided = -1};
 
 #define CLOSED ((uint64_t)1 << 31)
 #define EPOCH(word) ((uint32_t)((word) >> 32))
@@ -180,6 +185,7 @@ static void after_fork_parent(void) {
 }
 static void after_fork_child(void) {
     pool.workers = 0;
+    pool.avoided = -1;
     atomic_store(&pool.sleepers, 0);
     pthread_mutex_init(&pool.sleep_lock, NULL);
     pthread_cond_init(&pool.sleep_cond, NULL);
@@ -198,12 +204,26 @@ static void start_workers(int wanted) {
     pthread_attr_init(&attr);
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     while (pool.workers < wanted) {
-        pthread_t thread;
-        if (pthread_create(&thread, &attr, worker, (void *)(intptr_t)(pool.workers + 1))) break;
+        void *me = (void *)(intptr_t)(pool.workers + 1);
+        if (pthread_create(&pool.handles[pool.workers], &attr, worker, me)) break;
         pool.workers++;
+        pool.avoided = -1;
     }
     pthread_attr_destroy(&attr);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
+/* Keeps the workers off the caller's CPU, within the caller's own affinity mask, where that leaves each a CPU of its own.
+ * Two system calls and one a worker when the caller has moved; else one look at a shared page. */
+static void keep_off(void) {
+#ifdef __linux__
+    const int cpu = sched_getcpu();
+    cpu_set_t allowed;
+    if (cpu < 0 || cpu == pool.avoided || sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    if (CPU_COUNT(&allowed) > pool.workers) CPU_CLR(cpu, &allowed);
+    for (int i = 0; i < pool.workers; i++) pthread_setaffinity_np(pool.handles[i], sizeof allowed, &allowed);
+    pool.avoided = cpu;
+#endif
 }
 
 /* ---- running a job ------------------------------------------------------------------------------------ */
@@ -218,6 +238,7 @@ int assay_parallel_for(assay_range_fn fn, void *arg, int64_t units, int num_thre
         return ASSAY_OK;
     }
     if (pool.workers < threads - 1) start_workers(threads - 1);
+    keep_off();
 
     pool.fn = fn;
     pool.arg = arg;

@@ -10,17 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.cost.fit import (
-    conformal_half_width,
-    fit_profile,
-    jackknife_coverage,
-    load_model,
-    model_from_json,
-    model_to_json,
-    non_negative,
-    summarise,
-)
+from assay.cost.fit import conformal_half_width, fit_profile, jackknife_coverage
 from assay.cost.roofline import shares, smooth_max
+from assay.cost.solve import non_negative
+from assay.cost.stored import load_model, model_from_json, model_to_json, summarise
 from assay.errors import ProfileError
 from assay.profile import Sample, load, save
 from synthetic import DRAM, gemm_seconds, route_seconds, synthetic_profile, verify_seconds

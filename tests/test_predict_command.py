@@ -12,7 +12,7 @@ import pytest
 
 from assay import catalog
 from assay.cli import main
-from assay.cost.fit import summarise
+from assay.cost.stored import summarise
 from assay.profile import load, save
 from synthetic import gemm_seconds, hand_made_model, synthetic_profile
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.cost.fit import summarise
+from assay.cost.stored import summarise
 from assay.errors import ProfileError
 from assay.profile import (
     MAX_PROFILE_BYTES,

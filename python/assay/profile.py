@@ -137,7 +137,7 @@ class Sample:
 
 @dataclass
 class Profile:
-    """A calibration in memory. ``fits`` and ``accuracy`` are what ``assay.cost.fit.summarise`` returns."""
+    """A calibration in memory. ``fits`` and ``accuracy`` are what ``assay.cost.stored.summarise`` returns."""
 
     created_utc: str
     command: list[str]

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from assay.cost.fit import CostModel
+    from assay.cost.kernel_model import CostModel
     from assay.cost.transformer import Prediction, StepEstimate
     from assay.model import ModelSpec
     from assay.profile import Profile
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prices the model and prints the rows; exit status 0."""
     from assay.catalog import resolve_model
-    from assay.cost.fit import load_model
+    from assay.cost.stored import load_model
     from assay.cost.transformer import check_precision, predict
     from assay.report.table import render, to_json
 

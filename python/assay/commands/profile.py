@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from assay.cost.fit import summarise
+    from assay.cost.stored import summarise
     from assay.profile import from_pytest_benchmark, save
 
     profile = from_pytest_benchmark(args.file)

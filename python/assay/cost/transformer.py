@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from assay.cost import economics, experts
-from assay.cost.fit import CostModel, GemmClass
+from assay.cost.kernel_model import CostModel
+from assay.cost.laws import GemmClass
 from assay.cost.roofline import Estimate, Estimates, largest
 from assay.model import Matrix, ModelSpec
 
@@ -353,7 +354,7 @@ def step_cost(
     context_len
         Tokens already in the cache of each request.
     cost_model
-        From `assay.cost.fit`.
+        From `assay.cost.stored.load_model`.
     threads
         Threads of every kernel.
 

@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 
 from .. import __version__, machine, profile
-from ..cost import fit
+from ..cost import stored
 from ..errors import AssayError, ProfileError
 from ..ops import info
 from .clock import Timer
@@ -155,7 +155,7 @@ class Run:
             ],
         )  # fmt: skip
         if complete:
-            made.fits, made.accuracy = fit.summarise(made)
+            made.fits, made.accuracy = stored.summarise(made)
             made.complete = True
         return made
 

@@ -1,0 +1,303 @@
+"""What one kernel call costs: the fitted laws on the measured roofs, with an interval and what it rests on."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from assay.cost.laws import (
+    GemmClass,
+    LinearClass,
+    OpFit,
+    Params,
+    gemm_bytes,
+    group_class,
+    linear_bytes,
+    linear_features,
+    linear_sizes,
+    packed_bytes,
+)
+from assay.cost.roofline import Estimate, Estimates, FloatArray, from_roofs, shares, smooth_max
+from assay.cost.roofs import COMPUTE_ROOF, Roofs, memory_roof_name, roof_of
+from assay.errors import ProfileError
+from assay.profile import GEMM_OPS, Roof, Sample
+
+RANGE_SLACK = 2.0  # N * K may leave the calibrated range by this factor before a prediction is called extrapolated
+# package.kernels may name the kernel file instead of the op.
+KERNEL_OF_OP = {
+    "w4a8_gemm": "int4_gemm",
+    "w4a16_gemm": "int4_gemm",
+    "w8a8_gemm": "int8_gemm",
+    "chain_verify": "spec_verify",
+}
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What a profile knows about kernels: fitted laws by op, roofs, which variant runs when none is named, and how far
+    predictions of points outside the fits were off (as `assay.cost.stored.summarise` returns it)."""
+
+    ops: Mapping[str, OpFit]
+    roofs: Roofs
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    accuracy: Mapping[str, Any] = field(default_factory=dict)
+
+    def calibrated(self, op: str) -> bool:
+        """Whether a fitted law stands behind ``op``."""
+        return op in self.ops
+
+    def threads(self) -> tuple[int, ...]:
+        """Thread counts at which any op was calibrated; those of the memory roof when none was."""
+        counts = {c.threads for fit in self.ops.values() for c in fit.classes}
+        return tuple(sorted(counts)) or self.roofs.threads("dram_read")
+
+    def kernel_time(self, op: str, params: Params, threads: int, variant: str | None = None) -> Estimate:
+        """Predicted time of one call.
+
+        Parameters
+        ----------
+        op
+            One of `GEMM_OPS`, "moe_route" or "chain_verify".
+        params
+            As in a profile's samples: gemm ``m, n, k`` (``group_size`` 32 and ``symmetric`` True when left out),
+            moe_route ``tokens, num_experts, top_k``, chain_verify ``batch, num_draft, vocab, rule``.
+        threads
+            Threads of the call; the nearest calibrated count stands in for one that is not, and is flagged.
+
+        Raises
+        ------
+        ProfileError
+            The profile has no samples of ``op``.
+        ValueError
+            A size that is not a finite number above 0.
+        """
+        return self.kernel_times(op, params, threads, variant).at(0)
+
+    def kernel_times(self, op: str, params: Params, threads: int, variant: str | None = None) -> Estimates:
+        """`kernel_time` of many calls at once: any size in ``params`` may be an array, and they broadcast."""
+        if threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {threads}")
+        if op not in self.ops:
+            raise ProfileError(f"$.samples: expected samples of {op}, got {', '.join(self.ops) or 'none'}")
+        defaults: dict[str, Any] = {"group_size": 32, "symmetric": True} if op in GEMM_OPS else {"rule": "greedy"}
+        full = defaults | dict(params)
+        for name in ("m", "n", "k") if op in GEMM_OPS else linear_sizes(op):
+            values = np.asarray(full[name], dtype=np.float64)
+            low = 0.0 if name != "num_draft" else -1.0
+            if not np.all(np.isfinite(values)) or np.any(values <= low):
+                raise ValueError(f"{name}: expected finite numbers above {low:g}, got {full[name]!r}")
+        return self._times(op, full, threads, variant, None)
+
+    def sample_time(self, sample: Sample, *, near: bool = True) -> float:
+        """Predicted seconds of a sample's call; with ``near``, on the roofs that were measured next to it."""
+        times = self._times(sample.op, sample.params, sample.threads, sample.variant, sample if near else None)
+        return float(times.time_s[0])
+
+    def roof_times(
+        self, moved_bytes: npt.ArrayLike, ops: npt.ArrayLike, threads: int, *, compute: str, note: str
+    ) -> Estimates:
+        """Price calls without a calibrated kernel on the roofs, at the utilisations that the INT4 kernel reaches.
+
+        ``compute`` names the compute roof. Without an INT4 fit: 80% of memory, 60% of compute, the fractions that
+        well-tuned kernels reach (AIConfigurator, BLIS); either way the interval spans from the roof to twice the time.
+        """
+        memory_utilisation, compute_utilisation, overhead, p = 0.8, 0.6, 5e-6, 4.0
+        fit = next((self.ops[op] for op in GEMM_OPS if op in self.ops), None)
+        if fit is not None:
+            chosen = self._pick(fit, threads, None, group=32)
+            assert isinstance(chosen, GemmClass)
+            memory_utilisation = float(np.clip(chosen.memory_utilisation, 0.2, 1.0))
+            # Of the widest product: at narrow ones memory hides what the arithmetic could reach.
+            compute_utilisation = float(np.clip(chosen.compute_utilisation(chosen.m[-1]), 0.05, 1.0))
+            overhead, p = chosen.overhead_s, chosen.p
+        return from_roofs(
+            moved_bytes,
+            ops,
+            bytes_per_s=self.roofs.get("dram_read", threads).median,
+            ops_per_s=self.roofs.get(compute, threads).median,
+            memory_utilisation=memory_utilisation,
+            compute_utilisation=compute_utilisation,
+            overhead_s=overhead,
+            p=p,
+            notes=(note,),
+        )
+
+    def _pick(
+        self, fit: OpFit, threads: int, variant: str | None, *, group: int = 0, symmetric: bool = True, rule: str = ""
+    ) -> Any:
+        """The class nearest to what is asked: variant first, then rule, threads, symmetry, group size."""
+        wanted = variant or self.kernels.get(fit.op) or self.kernels.get(KERNEL_OF_OP.get(fit.op, ""))
+        if wanted not in {c.variant for c in fit.classes}:
+            counts: dict[str, int] = {}
+            for c in fit.classes:
+                counts[c.variant] = counts.get(c.variant, 0) + c.num_samples
+            wanted = max(sorted(counts), key=counts.__getitem__)
+
+        def distance(c: GemmClass | LinearClass) -> tuple[Any, ...]:
+            ratio = abs(math.log(c.threads / threads))
+            if isinstance(c, GemmClass):
+                # The whole row is further from any group than groups are from one another.
+                far = 10.0 if (c.group_size < 0) != (group < 0) else abs(math.log(max(c.group_size, 1) / max(group, 1)))
+                return c.variant != wanted, ratio, c.threads, c.symmetric != symmetric, far
+            return c.variant != wanted, c.rule != rule, ratio, c.threads
+
+        return min(fit.classes, key=distance)
+
+    def _times(self, op: str, params: Params, threads: int, variant: str | None, near: Sample | None) -> Estimates:
+        if op in GEMM_OPS:
+            return self._gemm_times(op, params, threads, variant, near)
+        return self._linear_times(op, params, threads, variant)
+
+    def _gemm_times(self, op: str, params: Params, threads: int, variant: str | None, near: Sample | None) -> Estimates:
+        fit = self.ops[op]
+        group, symmetric = group_class(_scalar_k(params)), bool(params["symmetric"])
+        chosen = self._pick(fit, threads, variant, group=group, symmetric=symmetric)
+        assert isinstance(chosen, GemmClass)
+        m, n, k = (np.atleast_1d(np.asarray(params[key], dtype=np.float64)) for key in ("m", "n", "k"))
+        m, n, k = np.broadcast_arrays(m, n, k)
+        memory_roof = self.roofs.get(memory_roof_name(params), threads)
+        compute_roof = self.roofs.get(COMPUTE_ROOF[op], threads)
+        if near is not None:
+            moved: FloatArray = np.array([near.bytes])
+            bytes_per_s = roof_of(near, memory_roof_name(params), self.roofs)
+            ops_per_s = roof_of(near, COMPUTE_ROOF[op], self.roofs)
+        else:
+            moved = gemm_bytes(m, n, k, packed_bytes(chosen, group, symmetric, k))
+            bytes_per_s, ops_per_s = memory_roof.median, compute_roof.median
+        memory = moved / (bytes_per_s * chosen.memory_utilisation)
+        compute = 2.0 * n * k * chosen.rows(m) / ops_per_s
+        time = chosen.overhead_s + smooth_max(memory, compute, chosen.p)
+        memory_s, compute_s = shares(memory, compute, time, chosen.overhead_s, chosen.p)
+        notes: list[tuple[str, npt.NDArray[np.bool_]]] = []
+        widen = np.zeros(time.shape)
+        everywhere = np.ones(time.shape, dtype=bool)
+        for differs, text in (
+            (chosen.threads != threads, f"{op} was calibrated at {chosen.threads} threads, not {threads}"),
+            (
+                chosen.group_size != group,
+                f"{op} was calibrated at group size {_group_text(chosen.group_size)}, not {_group_text(group)}",
+            ),
+            (chosen.symmetric != symmetric, f"{op} was calibrated {'' if chosen.symmetric else 'a'}symmetric only"),
+            (
+                variant is not None and chosen.variant != variant,
+                f"{op} was calibrated as {chosen.variant}, not {variant}",
+            ),
+        ):
+            if differs:
+                notes.append((text, everywhere))
+                widen += math.log(1.25)
+        for value, low, high, text in (
+            (m, chosen.m[0], chosen.m[-1], f"M outside the calibrated {chosen.m[0]:g} to {chosen.m[-1]:g} of {op}"),
+            (
+                n * k,
+                chosen.nk_low / RANGE_SLACK,
+                chosen.nk_high * RANGE_SLACK,
+                f"N*K outside the calibrated {chosen.nk_low:.3g} to {chosen.nk_high:.3g} of {op}",
+            ),
+        ):
+            beyond = np.maximum(np.log(np.maximum(low / value, value / high)), 0.0)
+            outside = beyond > 1e-9
+            if outside.any():
+                notes.append((text, outside))
+                widen = widen + 0.1 * beyond  # a judgement, not a measurement: 7% more each factor of two beyond
+        body = np.maximum(time, np.finfo(np.float64).tiny)
+        half = np.sqrt(
+            (fit.half_width_log + widen) ** 2
+            + (_drift(memory_roof) * memory_s / body) ** 2
+            + (_drift(compute_roof) * compute_s / body) ** 2
+        )
+        return _estimates(
+            time,
+            half,
+            memory_s=memory_s,
+            compute_s=compute_s,
+            overhead_s=np.full(time.shape, chosen.overhead_s),
+            notes=notes,
+        )
+
+    def _linear_times(self, op: str, params: Params, threads: int, variant: str | None) -> Estimates:
+        fit = self.ops[op]
+        rule = str(params.get("rule", "")) if op == "chain_verify" else ""
+        chosen = self._pick(fit, threads, variant, rule=rule)
+        assert isinstance(chosen, LinearClass)
+        features = linear_features(op, {**params, "rule": chosen.rule})
+        time = features @ np.asarray(chosen.seconds)
+        overhead = np.full(time.shape, chosen.seconds[0])
+        body = time - overhead
+        moved = linear_bytes(op, {**params, "rule": chosen.rule})
+        memory_s = np.minimum(body, moved / self.roofs.get("dram_read", threads).median)
+        notes: list[tuple[str, npt.NDArray[np.bool_]]] = []
+        widen = np.zeros(time.shape)
+        everywhere = np.ones(time.shape, dtype=bool)
+        for differs, text in (
+            (chosen.threads != threads, f"{op} was calibrated at {chosen.threads} threads, not {threads}"),
+            (chosen.rule != rule, f"{op} was calibrated with the rule {chosen.rule}, not {rule}"),
+            (
+                variant is not None and chosen.variant != variant,
+                f"{op} was calibrated as {chosen.variant}, not {variant}",
+            ),
+        ):
+            if differs:
+                notes.append((text, everywhere))
+                widen += math.log(1.25)
+        for name, (low, high) in chosen.ranges.items():
+            if name not in params:
+                continue
+            value = np.broadcast_to(np.asarray(params[name], dtype=np.float64), time.shape)
+            above = np.log(np.maximum(value, 1e-9) / (max(high, 1e-9) * RANGE_SLACK))
+            below = np.log(max(low, 1e-9) / RANGE_SLACK / np.maximum(value, 1e-9))
+            beyond = np.maximum(np.maximum(above, below), 0.0) if name != "num_draft" else np.maximum(above, 0.0)
+            outside = beyond > 1e-9
+            if outside.any():
+                notes.append((f"{name} outside the calibrated {low:g} to {high:g} of {op}", outside))
+                widen = widen + 0.1 * beyond
+        return _estimates(
+            time,
+            fit.half_width_log + widen,
+            memory_s=memory_s,
+            compute_s=body - memory_s,
+            overhead_s=overhead,
+            notes=notes,
+        )
+
+
+def _scalar_k(params: Params) -> Params:
+    """The params with one K: the group class is one for the whole call."""
+    return {**params, "k": int(np.asarray(params["k"]).flat[0])}
+
+
+def _group_text(group: int) -> str:
+    return "whole row" if group < 0 else str(group)
+
+
+def _drift(roof: Roof) -> float:
+    """90% half width in log of a roof that was measured with this spread: 1.645 sigma, sigma = IQR / 1.349."""
+    return 1.645 / 1.349 * roof.spread
+
+
+def _estimates(
+    time: FloatArray,
+    half: FloatArray,
+    *,
+    memory_s: FloatArray,
+    compute_s: FloatArray,
+    overhead_s: FloatArray,
+    notes: list[tuple[str, npt.NDArray[np.bool_]]],
+) -> Estimates:
+    outside = np.zeros(time.shape, dtype=bool)
+    for _, where in notes:
+        outside |= where
+    return Estimates(
+        time_s=time,
+        low_s=time * np.exp(-half),
+        high_s=time * np.exp(half),
+        memory_s=memory_s,
+        compute_s=compute_s,
+        overhead_s=overhead_s,
+        basis="measured",
+        in_range=~outside,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,51 @@
+"""The measured ceilings of a profile, and which of them bounds what."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from assay.errors import ProfileError
+from assay.profile import Roof, Sample
+
+COMPUTE_ROOF = {"w4a8_gemm": "int8_peak", "w4a16_gemm": "fp32_peak", "w8a8_gemm": "int8_peak"}
+
+
+class Roofs:
+    """Measured ceilings by name and threads; of a thread count without one, the nearest is taken."""
+
+    def __init__(self, roofs: Iterable[Roof]) -> None:
+        self._by_name: dict[str, dict[int, Roof]] = {}
+        for roof in roofs:
+            self._by_name.setdefault(roof.name, {})[roof.threads] = roof
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def threads(self, name: str) -> tuple[int, ...]:
+        """Thread counts at which a roof was measured."""
+        return tuple(sorted(self._by_name.get(name, {})))
+
+    def get(self, name: str, threads: int) -> Roof:
+        """The roof, at the nearest measured thread count in ratio (the lower of two equally near).
+
+        Raises
+        ------
+        ProfileError
+            The profile has no roof of that name.
+        """
+        found = self._by_name.get(name)
+        if not found:
+            raise ProfileError(f"$.roofs: expected a roof {name!r}, got {', '.join(self._by_name) or 'none'}")
+        return found[min(found, key=lambda t: (abs(math.log(t / threads)), t))]
+
+
+def memory_roof_name(params: Mapping[str, Any]) -> str:
+    """Name of the roof that a product's weights stream under."""
+    return "llc_read" if params.get("resident") == "llc" else "dram_read"
+
+
+def roof_of(sample: Sample, name: str, roofs: Roofs) -> float:
+    """The roof to normalise a sample by: the one measured next to it, else the profile's median."""
+    if sample.roof_near and name in sample.roof_near:
+        return sample.roof_near[name]
+    return roofs.get(name, sample.threads).median
