@@ -1,0 +1,134 @@
+"""A whole decode step, measured against the sum of its parts that `assay predict` makes.
+
+    python benchmarks/closure.py [MODEL] [--precision int4,int8] [--batch 1,4,8,16] [--profile FILE] [-o table|md|csv|json]
+
+Runs every matrix product of a dense model's decode step in order, on random weights of its shapes (each layer its own, so
+that they come from DRAM as in a model), then picks the tokens. What the profile's fit says of just these calls stands
+beside it, with its interval. Attention and norms are in neither: no kernel of theirs is calibrated.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+
+import numpy as np
+
+import assay
+from assay import profile
+from assay.catalog import resolve_model
+from assay.cost.fit import fit_profile
+from assay.cost.transformer import step_cost
+from assay.machine import memory_bytes
+from assay.ops.int4 import aligned_empty
+from assay.ops.int8 import PackedInt8
+from assay.report.progress import Progress
+from assay.report.table import Column, render, seconds, signed_percent, yes_no
+
+GROUP = 32
+COLUMNS = [
+    Column("precision", "precision"),
+    Column("threads", "threads"),
+    Column("batch", "batch"),
+    Column("measured_s", "measured", seconds),
+    Column(("predicted_s", "low_s", "high_s"), "predicted", seconds),
+    Column("error", "error", signed_percent),
+    Column("inside", "in interval", yes_no),
+]
+
+
+def random_weights(n: int, k: int, precision: str, rng: np.random.Generator):
+    """A packed matrix of random codes."""
+    scales = rng.uniform(0.001, 0.002, (n, k // GROUP)).astype(np.float16)
+    if precision == "int4":
+        return assay.pack(rng.integers(0, 256, (n, k // 2), dtype=np.uint8), scales)
+    return assay.pack_int8(rng.integers(-127, 128, (n, k), dtype=np.int8), scales)
+
+
+def copy_of(w):
+    """The same matrix in other memory."""
+    data = aligned_empty(w.nbytes)
+    data[:] = w.data
+    if isinstance(w, PackedInt8):
+        return PackedInt8(w.n, w.k, w.group_size, data)
+    return type(w)(w.n, w.k, w.group_size, w.symmetric, data)
+
+
+def step_of(spec, precision: str):
+    """The packed matrices of a decode step, layer by layer, the head last."""
+    rng = np.random.default_rng(0)
+    inner = [m for m in spec.matrices if m.role not in ("embedding", "lm_head")]
+    first = [random_weights(m.n, m.k, precision, rng) for m in inner]
+    step = [copy_of(w) for _ in range(spec.num_layers) for w in first]
+    heads = [m for m in spec.matrices if m.role == "lm_head"]
+    return step + [random_weights(m.n, m.k, precision, rng) for m in heads]
+
+
+def measure(weights, precision: str, batch: int, threads: int, repeats: int) -> float:
+    """Median seconds of a step."""
+    gemm = assay.w4a8_gemm if precision == "int4" else assay.w8a8_gemm
+    rng = np.random.default_rng(1)
+    a = {k: rng.standard_normal((batch, k), dtype=np.float32) for k in {w.k for w in weights}}
+    out = {n: np.zeros((batch, n), np.float32) for n in {w.n for w in weights}}
+    no_draft, ends = np.zeros(0, np.int32), np.zeros(batch + 1, np.int32)
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        for w in weights:
+            gemm(a[w.k], w, out[w.n], num_threads=threads)
+        assay.verify_chain(out[weights[-1].n], no_draft, ends, rule="greedy", num_threads=threads)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="gemma-3-270m")
+    parser.add_argument("--precision", default="int4,int8")
+    parser.add_argument("--batch", default="1,4,8,16")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--profile", default=profile.default_profile_path())
+    parser.add_argument("-o", "--output", choices=("table", "md", "csv", "json"), default="table")
+    args = parser.parse_args()
+    spec = resolve_model(args.model)
+    if spec.experts:
+        parser.error(f"expected a dense model, got {spec.name} with {spec.experts.num_experts} experts")
+    most = memory_bytes("MemAvailable")
+    if most and spec.num_params > most / 2:
+        parser.error(f"{spec.name} has {spec.num_params:.3g} parameters, more than half of the free memory can hold")
+    cost = fit_profile(profile.load(args.profile))
+    precisions = args.precision.split(",")
+    batches = [int(b) for b in args.batch.split(",")]
+    rows = []
+    cells = [(p, t, b) for p in precisions for t in cost.threads() for b in batches]
+    with Progress(len(cells), "closure", show=True) as bar:
+        for precision in precisions:
+            weights = step_of(spec, precision)
+            for threads in cost.threads():
+                for batch in batches:
+                    took = measure(weights, precision, batch, threads, args.repeats)
+                    step = step_cost(spec, precision, batch, 0, cost, threads)
+                    parts = [c for c in step.calls if c.basis == "measured"]
+                    said = sum(c.time_s for c in parts)
+                    # As the step's own interval: errors of one op together, of several ops independent.
+                    low, high = said - (step.time_s - step.low_s), said + (step.high_s - step.time_s)
+                    rows.append(
+                        {"model": spec.name, "precision": precision, "threads": threads, "batch": batch,
+                         "measured_s": took, "predicted_s": said, "low_s": low, "high_s": high,
+                         "error": said / took - 1, "inside": low <= took <= high}
+                    )  # fmt: skip
+                    bar.advance(1, f"{precision}, {threads} threads, batch {batch}")
+    if args.output == "table":
+        errors = [abs(r["error"]) for r in rows]
+        inside = sum(r["inside"] for r in rows)
+        print(
+            f"{spec.name}: a decode step without attention, {len(rows)} cells: median error"
+            f" {100 * statistics.median(errors):.1f}%, worst {100 * max(errors):.1f}%, {inside} of {len(rows)} inside"
+            " the 90% interval\n"
+        )
+    print(render(rows, COLUMNS, args.output))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
