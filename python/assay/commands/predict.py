@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         heading = f"{model.name} on {profile.machine.cpu}, {threads} threads, {args.isl} tokens in, {args.osl} out"
         print(heading, _verdict(predictions, best, profile), "", sep="\n")
-        print(render(rows, _columns(), args.output), end="\n\n")
+        print(render(rows, _columns(priced=args.usd_per_hour is not None), args.output), end="\n\n")
         if args.explain:
             for prediction in predictions:
                 print(_explained(prediction, args.output), end="\n\n")
@@ -216,7 +216,7 @@ def _row(p: "Prediction") -> dict[str, Any]:
     }
 
 
-def _columns() -> list[Any]:
+def _columns(priced: bool = True) -> list[Any]:
     from assay.report import table
     from assay.report.table import Column
 
@@ -226,6 +226,10 @@ def _columns() -> list[Any]:
     def basis(name: str, extrapolated: list[str], ttft_extrapolated: list[str]) -> str:
         return name + ("*" if extrapolated or ttft_extrapolated else "")
 
+    prices = (
+        Column(three("usd_per_million"), "$/M tokens", table.usd),
+        Column(three("usd_per_million_decode"), "$/M decode only", lambda value, *_: table.usd(value)),
+    )
     return [
         Column("precision", "precision"),
         Column("batch", "batch", align="right"),
@@ -235,8 +239,7 @@ def _columns() -> list[Any]:
         Column(three("ttft", "_s"), "first token", lambda value, *_: table.seconds(value)),
         Column("memory_bytes", "memory", table.size, align="right"),
         Column("fits", "fits", table.yes_no),
-        Column(three("usd_per_million"), "$/M tokens", table.usd),
-        Column(three("usd_per_million_decode"), "$/M decode only", lambda value, *_: table.usd(value)),
+        *(prices if priced else ()),
         Column(("basis", "extrapolated", "ttft_extrapolated"), "basis", basis),
     ]
 
