@@ -20,6 +20,6 @@ assert np.allclose(route.topk_weights.sum(1), 1)
 
 logits = rng.standard_normal((4, 1000)).astype(np.float32)
 draft = logits.argmax(1).astype(np.int32)[:3]
-result = assay.verify_chain(logits, draft, np.array([0, 3], np.int32))
+result = assay.verify_chain(logits, draft, np.array([0, 3], np.int32), rule="greedy")
 assert result.num_accepted.tolist() == [3]
 print("smoke test passed: assay", assay.__version__)
