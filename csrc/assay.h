@@ -59,6 +59,8 @@ typedef void (*assay_range_fn)(void *arg, int64_t begin, int64_t end);
 
 /* Threads used when a call asks for 0: ASSAY_NUM_THREADS, else the affinity mask capped by the cgroup quota. */
 int assay_num_threads(void);
+/* CPUs' worth of time that the control groups grant, the tightest from this process's group to the root; 0: no limit. */
+double assay_cgroup_quota(void);
 /* Runs fn over [0, units) on up to num_threads threads. wake: 1 to wake sleeping workers (work over
  * some tens of microseconds), 0 to use only those that are awake. */
 int assay_parallel_for(assay_range_fn fn, void *arg, int64_t units, int num_threads, int wake);

@@ -21,9 +21,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -45,25 +43,12 @@ static int64_t now_ns(void) {
 
 /* ---- how many threads ---------------------------------------------------------------------------- */
 
-/* Whole CPUs that the cgroup quota leaves this process, or a large number. Version 2, then version 1. */
+/* Whole CPUs that the control groups leave this process, or a large number. */
 static int quota_cpus(void) {
-    double quota = -1, period = 0;
-    char text[64];
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r");
-    if (f) {
-        if (fscanf(f, "%63s %lf", text, &period) == 2 && strcmp(text, "max")) quota = atof(text);
-        fclose(f);
-    } else if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r"))) {
-        if (fscanf(f, "%lf", &quota) != 1) quota = -1;
-        fclose(f);
-        if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r"))) {
-            if (fscanf(f, "%lf", &period) != 1) period = 0;
-            fclose(f);
-        }
-    }
-    if (quota <= 0 || period <= 0) return MAX_THREADS;
-    int whole = (int)((quota + period - 1) / period);
-    return whole < 1 ? 1 : whole;
+    const double quota = assay_cgroup_quota();
+    if (quota <= 0 || quota >= MAX_THREADS) return MAX_THREADS;
+    const int whole = (int)quota;
+    return whole + (quota > whole);
 }
 
 int assay_num_threads(void) {
@@ -80,7 +65,7 @@ int assay_num_threads(void) {
 #endif
     if (n < 1) n = sysconf(_SC_NPROCESSORS_ONLN);
     if (n < 1) n = 1;
-    /* The quota file is read once: it is two system calls too many for every GEMM. */
+    /* Read once: it is several files too many for every GEMM. */
     static _Atomic int quota = 0;
     int q = atomic_load(&quota);
     if (!q) atomic_store(&quota, q = quota_cpus());

@@ -77,17 +77,3 @@ def test_fingerprint_is_stable_and_tells_machines_apart():
     assert replace(here, os="another kernel").fingerprint() == here.fingerprint()
     assert replace(here, l3_bytes=(here.l3_bytes or 0) + 1).fingerprint() != here.fingerprint()
     assert replace(here, cores=here.cores + 1).fingerprint() != here.fingerprint()
-
-
-def test_cgroup_quota_of_both_versions(monkeypatch):
-    files = {"/sys/fs/cgroup/cpu.max": "150000 100000\n"}
-    monkeypatch.setattr(machine, "_read", lambda path: files.get(str(path)))
-    assert machine.cgroup_quota() == 1.5
-    files["/sys/fs/cgroup/cpu.max"] = "max 100000\n"
-    assert machine.cgroup_quota() is None
-    del files["/sys/fs/cgroup/cpu.max"]
-    files["/sys/fs/cgroup/cpu/cpu.cfs_quota_us"] = "-1\n"
-    files["/sys/fs/cgroup/cpu/cpu.cfs_period_us"] = "100000\n"
-    assert machine.cgroup_quota() is None
-    files["/sys/fs/cgroup/cpu/cpu.cfs_quota_us"] = "200000\n"
-    assert machine.cgroup_quota() == 2.0

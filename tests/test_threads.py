@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,38 @@ def test_affinity_mask_is_respected():
         f"import os; os.sched_setaffinity(0, {{{cpu}}}); from assay._ffi import lib; print(lib.assay_num_threads())"
     )
     assert out == "1"
+
+
+@pytest.mark.parametrize(("quota", "want"), [(100000, "1 1.0"), (150000, "2 1.5"), (-1, None)])
+def test_cgroup_quota_is_respected(quota, want):
+    """A group of our own below the process's, with a limit: children count it, their children's limit too."""
+    hierarchy = Path("/sys/fs/cgroup/cpu")
+    group = hierarchy / f"assay-test-{os.getpid()}"
+    try:
+        (group / "inner").mkdir(parents=True)
+    except OSError as exc:
+        pytest.skip(f"no control group of version 1 can be made here: {exc}")
+    try:
+        (group / "cpu.cfs_quota_us").write_text(str(quota))
+        code = (
+            f"import os; open('{group}/inner/cgroup.procs', 'w').write(str(os.getpid()))\n"
+            "from assay.ops import info\nprint(info.num_threads(), info.cgroup_quota())"
+        )
+        env = {name: value for name, value in os.environ.items() if name != "ASSAY_NUM_THREADS"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        cpus = len(os.sched_getaffinity(0))
+        got = done.stdout.split()
+        if want is None:
+            assert got == [str(cpus), "None"]
+        else:
+            threads, granted = want.split()
+            assert got == [str(min(cpus, int(threads))), granted]
+    finally:
+        for folder in (group / "inner", group):
+            folder.rmdir()
 
 
 def test_results_do_not_depend_on_the_number_of_threads():

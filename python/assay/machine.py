@@ -91,20 +91,6 @@ def affinity_count() -> int | None:
         return None
 
 
-def cgroup_quota() -> float | None:
-    """CPUs' worth of time that the control group grants (version 2, then 1); None without a limit."""
-    text = _read("/sys/fs/cgroup/cpu.max")
-    if text is not None:
-        words = text.split()
-    else:
-        words = [(_read(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") or "").strip() for name in ("quota", "period")]
-    try:
-        quota, period = float(words[0]), float(words[1])
-    except (ValueError, IndexError):
-        return None
-    return quota / period if quota > 0 and period > 0 else None
-
-
 def memory_bytes(key: str = "MemTotal") -> int | None:
     """A line of /proc/meminfo ("MemTotal", "MemAvailable"), in bytes."""
     for line in (_read("/proc/meminfo") or "").splitlines():

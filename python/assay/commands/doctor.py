@@ -100,7 +100,7 @@ def _threads() -> dict[str, Any]:
     return {
         "cores": os.cpu_count(),
         "affinity": machine.affinity_count(),
-        "cgroup_quota": machine.cgroup_quota(),
+        "cgroup_quota": info.cgroup_quota(),
         "ASSAY_NUM_THREADS": os.environ.get("ASSAY_NUM_THREADS"),
         "used": used,
         "dispatch_s": probe.dispatch_latency(used) if used > 1 else None,

@@ -61,9 +61,24 @@ def num_threads() -> int:
     return int(lib.assay_num_threads())
 
 
+def cgroup_quota() -> float | None:
+    """CPUs' worth of time that the control groups grant this process; None without a limit."""
+    return float(lib.assay_cgroup_quota()) or None
+
+
 def compiler() -> str:
     """The compiler that built the kernels."""
     return str(ffi.string(lib.assay_compiler()).decode())
 
 
-__all__ = ["Tier", "Variant", "compiler", "isa_tiers", "kernel_versions", "num_threads", "refresh_isa", "variants"]
+__all__ = [
+    "Tier",
+    "Variant",
+    "cgroup_quota",
+    "compiler",
+    "isa_tiers",
+    "kernel_versions",
+    "num_threads",
+    "refresh_isa",
+    "variants",
+]
