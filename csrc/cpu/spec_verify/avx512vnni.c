@@ -84,33 +84,6 @@ INLINE float residual_of(const void *row, int dtype, int64_t n, float shift, flo
     return bad ? NAN : fold16(sum);
 }
 
-/* One loop a type, chosen outside it. */
-#define BY_TYPE(call) \
-    return dtype == ASSAY_F32 ? call(ASSAY_F32) : dtype == ASSAY_F16 ? call(ASSAY_F16) : call(ASSAY_BF16)
-
-static float largest(const void *row, int dtype, int64_t n) {
-#define CALL(type) largest_of(row, type, n)
-    BY_TYPE(CALL);
-#undef CALL
-}
-
-static int64_t find(const void *row, int dtype, int64_t n, float value) {
-#define CALL(type) find_in(row, type, n, value)
-    BY_TYPE(CALL);
-#undef CALL
-}
-
-static float weights(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *out) {
-#define CALL(type) weights_of(row, type, n, shift, inverse_t, out)
-    BY_TYPE(CALL);
-#undef CALL
-}
-
-static float residual(const void *row, int dtype, int64_t n, float shift, float inverse_t, float scale, const float *q,
-                      float *out) {
-#define CALL(type) residual_of(row, type, n, shift, inverse_t, scale, q, out)
-    BY_TYPE(CALL);
-#undef CALL
-}
+#include "by_type.h"
 
 const assay_spec_verify_kernel assay_spec_verify_avx512vnni = {largest, find, weights, residual};

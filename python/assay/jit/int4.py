@@ -30,6 +30,7 @@ def grouped(a: np.ndarray, k: int, group_size: int) -> np.ndarray:
 
 @njit(cache=True)
 def quantize(x):  # type: ignore[no-untyped-def]
+    """Codes int8 [M, G, group] and scales float32 [M, G] of grouped activations, as assay.h says."""
     m, groups, padded = x.shape
     codes = np.zeros((m, groups, padded), np.int8)
     scale = np.zeros((m, groups), np.float32)

@@ -1,0 +1,36 @@
+/* The functions of a kernel table, made of a variant's largest_of, find_in, weights_of and residual_of: included behind them. */
+#ifndef ASSAY_SPEC_VERIFY_BY_TYPE_H
+#define ASSAY_SPEC_VERIFY_BY_TYPE_H
+
+#include "spec_verify.h"
+
+/* One loop a type, chosen outside it. */
+#define BY_TYPE(call) \
+    return dtype == ASSAY_F32 ? call(ASSAY_F32) : dtype == ASSAY_F16 ? call(ASSAY_F16) : call(ASSAY_BF16)
+
+static float largest(const void *row, int dtype, int64_t n) {
+#define CALL(type) largest_of(row, type, n)
+    BY_TYPE(CALL);
+#undef CALL
+}
+
+static int64_t find(const void *row, int dtype, int64_t n, float value) {
+#define CALL(type) find_in(row, type, n, value)
+    BY_TYPE(CALL);
+#undef CALL
+}
+
+static float weights(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *out) {
+#define CALL(type) weights_of(row, type, n, shift, inverse_t, out)
+    BY_TYPE(CALL);
+#undef CALL
+}
+
+static float residual(const void *row, int dtype, int64_t n, float shift, float inverse_t, float scale, const float *q,
+                      float *out) {
+#define CALL(type) residual_of(row, type, n, shift, inverse_t, scale, q, out)
+    BY_TYPE(CALL);
+#undef CALL
+}
+
+#endif
