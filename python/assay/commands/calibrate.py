@@ -92,7 +92,11 @@ def _print(made: Any, path: str, fmt: str) -> None:
         print(render(ops, op_columns, fmt), end="")
         return
     gemm = made.accuracy.get("w4a8_gemm", {})
-    error = f"; w4a8_gemm on {gemm['n']} held-out points: median error {percent(gemm['median_ape'])}" if gemm.get("n") else ""
+    error = (
+        f"; w4a8_gemm on {gemm['n']} held-out points: median error {percent(gemm['median_ape'])}"
+        if gemm.get("n")
+        else ""
+    )
     print(
         f"{made.machine.cpu}, {made.machine.cores} cores: {len(made.samples)} points in"
         f" {made.settings['measured_s']:.0f} s{error}\nprofile: {path}\n"
