@@ -4,7 +4,7 @@
  * A worker that is not there in time costs nothing: it enters a job by a compare-and-swap on the job word, the
  * caller closes the word when the units run out and waits only for workers that had entered. So a descheduled
  * worker delays nobody, which is what makes spinning bearable on a shared machine. Workers spin SPIN_NS after
- * their last job, then sleep on a futex (condition variable elsewhere): a parked worker costs its waker a system
+ * their last job, then sleep on a condition variable: a parked worker costs its waker a system
  * call of several microseconds, so small jobs leave it asleep (`wake`).
  *
  * A woken worker tends to be put on its waker's CPU, where it waits while the waker does all the work alone: two threads as
