@@ -1,0 +1,43 @@
+"""Naive numpy of every op: the specification, readable aloud.
+
+Arguments are checked by :mod:`assay.ops`, which also offers these functions as ``backend="reference"``.
+"""
+
+from .gemm import (
+    dequantize_int4,
+    fma,
+    pack_nibbles,
+    quantize_activations,
+    quantize_int4,
+    quantize_int8,
+    unpack_nibbles,
+    w4a8_gemm,
+    w4a16_gemm,
+    w8a8_gemm,
+)
+from .moe import moe_route
+from .rows import row_status, softmax
+from .verify import accepts, philox4x32, resample, sample, uniform, verify_chain, verify_request
+
+__all__ = [
+    "accepts",
+    "dequantize_int4",
+    "fma",
+    "moe_route",
+    "pack_nibbles",
+    "philox4x32",
+    "quantize_activations",
+    "quantize_int4",
+    "quantize_int8",
+    "resample",
+    "row_status",
+    "sample",
+    "softmax",
+    "uniform",
+    "unpack_nibbles",
+    "verify_chain",
+    "verify_request",
+    "w4a8_gemm",
+    "w4a16_gemm",
+    "w8a8_gemm",
+]
