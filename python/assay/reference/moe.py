@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .rows import row_status, softmax
+from .rows import ROW_OK, row_status, softmax
 
 
 def moe_route(logits: np.ndarray, top_k: int, renormalize: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

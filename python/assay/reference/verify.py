@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .rows import row_status, softmax
+from .rows import ROW_BAD_ID, ROW_NAN, ROW_OK, row_status, softmax
 
 DOMAIN_ACCEPT, DOMAIN_RESIDUAL, DOMAIN_BONUS = 1, 2, 3
 
