@@ -160,7 +160,7 @@ def test_reference_emits_exactly_the_target_law(vocab, drafts, one_hot):
     ids=["residual not subtracted", "absolute difference", "draft probability ignored", "lenient"],
 )
 def test_the_law_test_sees_a_wrong_rule(monkeypatch, name, mistake):
-    monkeypatch.setattr(reference, name, mistake)
+    monkeypatch.setattr(reference.verify, name, mistake)
     chain = Chain(3, 2)
     found = chain.thresholds(20, backend="reference")
     assert distance(chain.emitted_law(found), chain.target_law()) > 1e-3
