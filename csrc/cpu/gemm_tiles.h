@@ -40,12 +40,11 @@ typedef void (*block_fn)(const assay_gemm_args *p, int64_t t, int64_t row0, cons
 enum { NEAR = 8192, FAR = 16384, FEW_ROWS = 4 };
 
 /* All row blocks of a tile back to back: the tile comes from DRAM once and stays in L2. A lone block asks for its stream a
- * fixed distance ahead. Else the last `passes` blocks (2, 4 or 8; at most `most`) ask for the next tile, each for every
+ * fixed distance ahead. Else the last `passes` blocks (at most `most`, 8 or less) ask for the next tile, each for every
  * passes-th line: no pass waits for DRAM alone, and no line is left out. */
 INLINE void tiles(const assay_gemm_args *p, int64_t begin, int64_t end, const block_fn *blocks, int most) {
     const int count = p->row_blocks;
-    int passes = 1;
-    while (2 * passes <= most && 2 * passes <= count) passes *= 2;
+    const int passes = count < most ? count : most;
     for (int64_t t = begin; t < end; t++) {
         for (int b = 0; b < count; b++) {
             const int64_t row0 = assay_block_row(p->m, p->row_blocks, b);
