@@ -212,17 +212,20 @@ EMU_REDUCE(emu_reduce_max_ps, float, __m512, f, p > q ? p : q)
 EMU_REDUCE(emu_reduce_min_ps, float, __m512, f, p < q ? p : q)
 EMU_REDUCE(emu_reduce_add_pd, double, __m512d, d, p + q)
 EMU_REDUCE(emu_reduce_add_epi32, int32_t, __m512i, i32, (int32_t)((uint32_t)p + (uint32_t)q))
+EMU_REDUCE(emu_reduce_max_epi32, int32_t, __m512i, i32, p > q ? p : q)
 EMU_REDUCE(emu_reduce_add_epi64, int64_t, __m512i, i64, (int64_t)((uint64_t)p + (uint64_t)q))
 #undef _mm512_reduce_add_ps
 #undef _mm512_reduce_max_ps
 #undef _mm512_reduce_min_ps
 #undef _mm512_reduce_add_pd
+#undef _mm512_reduce_max_epi32
 #undef _mm512_reduce_add_epi32
 #undef _mm512_reduce_add_epi64
 #define _mm512_reduce_add_ps(a) emu_reduce_add_ps(a)
 #define _mm512_reduce_max_ps(a) emu_reduce_max_ps(a)
 #define _mm512_reduce_min_ps(a) emu_reduce_min_ps(a)
 #define _mm512_reduce_add_pd(a) emu_reduce_add_pd(a)
+#define _mm512_reduce_max_epi32(a) emu_reduce_max_epi32(a)
 #define _mm512_reduce_add_epi32(a) emu_reduce_add_epi32(a)
 #define _mm512_reduce_add_epi64(a) emu_reduce_add_epi64(a)
 
