@@ -4,10 +4,7 @@
 
 #include "gemm_tiles.h"
 
-#define KIND(body, kind, r)                                                                                          \
-    KERNEL void body##_##kind##_##r(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t ahead, int halves) {  \
-        body(p, t, row0, halves & 1 ? ahead : 0, halves & 2 ? ahead : 0, r, kind);                                   \
-    }
+#define KIND(body, kind, r) BLOCK(body##_##kind##_##r, body, r, kind)
 #define KINDS4(body, kind) KIND(body, kind, 1) KIND(body, kind, 2) KIND(body, kind, 3) KIND(body, kind, 4)
 #define KINDS6(body, kind) KINDS4(body, kind) KIND(body, kind, 5) KIND(body, kind, 6)
 #define KINDS8(body, kind) KINDS6(body, kind) KIND(body, kind, 7) KIND(body, kind, 8)

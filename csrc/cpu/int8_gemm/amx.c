@@ -34,4 +34,4 @@ static void w8a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
     else walk_tiles(p, begin, end, block8);
 }
 
-const assay_int8_gemm_kernel assay_int8_gemm_amx = {MR8, w8a8};
+const assay_int8_gemm_kernel assay_int8_gemm_amx = {MR8, MR8, w8a8};

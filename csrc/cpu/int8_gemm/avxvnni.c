@@ -2,23 +2,23 @@
  * at -128 times the sum of the activation codes. */
 #include "../gemm_avxvnni.h"
 
-INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t ahead0, int64_t ahead1, const int rows,
+INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows,
                    const enum kind kind) {
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
     const int32_t *a = (const int32_t *)((const int8_t *)p->values + row0 * l->k_padded);
     const float *scale = p->scale + row0 * l->groups;
     const int32_t *comp = p->comp + row0 * l->groups;
-    const int64_t reach[2] = {ahead0, ahead1};
+    const int64_t *far = ahead->line; /* one for each half of the columns */
     __m256 f[4 * MR8];
     for (int i = 0; i < 4 * rows; i++) f[i] = _mm256_setzero_ps();
     for (int64_t g = 0; g < l->groups; g++, scale += rows, comp += rows) {
         const uint8_t *block = tile + assay_w4_block_offset(l, g);
-        if (reach[0]) prefetch_terms(l, tile, g, 0, reach[0]);
+        if (far[0]) prefetch_terms(l, tile, g, 0, far[0]);
         for (int h = 0; h < 2; h++) {
             __m256i acc[2 * MR8];
             for (int r = 0; r < rows; r++) acc[2 * r] = acc[2 * r + 1] = _mm256_set1_epi32(comp[r]);
-            dot(block + ASSAY_SCALE_BYTES + 64 * h, a, rows, l->group_padded, reach[h], kind, _mm256_setzero_si256(), acc);
+            dot(block + ASSAY_SCALE_BYTES + 64 * h, a, rows, l->group_padded, far[h], kind, _mm256_setzero_si256(), acc);
             for (int v = 0; v < 2; v++) {
                 const __m256 ws = scale_of(block, 2 * h + v);
                 for (int r = 0; r < rows; r++) {
@@ -36,7 +36,7 @@ KINDS6(block8, BYTE)
 
 static void w8a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
     static const block_fn blocks[MR8] = {LIST6(block8, BYTE)};
-    tiles(p, begin, end, blocks);
+    tiles(p, begin, end, blocks, 2);
 }
 
-const assay_int8_gemm_kernel assay_int8_gemm_avxvnni = {MR8, w8a8};
+const assay_int8_gemm_kernel assay_int8_gemm_avxvnni = {MR8, MR8, w8a8};

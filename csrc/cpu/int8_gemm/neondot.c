@@ -35,4 +35,4 @@ static void w8a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
     tiles(p, begin, end, blocks);
 }
 
-const assay_int8_gemm_kernel assay_int8_gemm_neondot = {MR8, w8a8};
+const assay_int8_gemm_kernel assay_int8_gemm_neondot = {MR8, MR8, w8a8};

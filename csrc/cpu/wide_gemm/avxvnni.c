@@ -7,7 +7,7 @@ enum { MR16 = 4 };
 
 INLINE __m256 term(const uint8_t *at, int v) { return _mm256_load_ps((const float *)at + 8 * v); }
 
-INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t ahead0, int64_t ahead1, const int rows,
+INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows,
                    const enum kind kind) {
     const assay_wide_args *w = (const assay_wide_args *)p;
     const assay_w4_layout *l = &p->l;
@@ -15,7 +15,7 @@ INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t ah
     const int32_t *a = (const int32_t *)((const int8_t *)p->values + row0 * l->k_padded);
     const float *scale = p->scale + row0 * l->groups, *terms = w->terms + row0 * l->groups;
     const int32_t *comp = p->comp + row0 * l->groups;
-    const int64_t reach[2] = {ahead0, ahead1};
+    const int64_t *far = ahead->line; /* one for each half of the columns */
     const __m256i table = _mm256_xor_si256(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)w->whole)),
                                            _mm256_set1_epi8((char)0x80));
     __m256 f[4 * MR8];
@@ -24,10 +24,10 @@ INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t ah
         const uint8_t *block = assay_wide_block(w, tile, g), *lines = assay_wide_lines(w, block);
         for (int h = 0; h < 2; h++) {
             __m256i acc[2 * MR8];
-            if (reach[h])
-                for (const uint8_t *at = block + 64 * h; at < lines; at += ASSAY_TERM_BYTES) prefetch(at + reach[h]);
+            if (far[h])
+                for (const uint8_t *at = block + 64 * h; at < lines; at += ASSAY_TERM_BYTES) prefetch(at + far[h]);
             for (int r = 0; r < rows; r++) acc[2 * r] = acc[2 * r + 1] = _mm256_set1_epi32(comp[r]);
-            dot(lines + 64 * h, a, rows, l->group_padded, reach[h], kind, table, acc);
+            dot(lines + 64 * h, a, rows, l->group_padded, far[h], kind, table, acc);
             for (int v = 0; v < 2; v++) {
                 const __m256 ws = term(block, 2 * h + v);
                 for (int r = 0; r < rows; r++) {
@@ -48,7 +48,7 @@ KINDS6(block8, NIBBLE) KINDS6(block8, TABLE) KINDS6(block8, BYTE)
 
 static void a8(const assay_wide_args *w, int64_t begin, int64_t end) {
     static const block_fn blocks[3][MR8] = {{LIST6(block8, NIBBLE)}, {LIST6(block8, TABLE)}, {LIST6(block8, BYTE)}};
-    tiles(&w->gemm, begin, end, blocks[w->bits == 8 ? BYTE : w->plain ? NIBBLE : TABLE]);
+    tiles(&w->gemm, begin, end, blocks[w->bits == 8 ? BYTE : w->plain ? NIBBLE : TABLE], 2);
 }
 
 static void a16(const assay_wide_args *w, int64_t begin, int64_t end) { assay_wide_gemm_avx2.a16(w, begin, end); }
