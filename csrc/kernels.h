@@ -56,7 +56,6 @@ typedef struct {
     const uint8_t *packed;
     int64_t m;
     int row_blocks;
-    int block_begin, block_end; /* of these, the ones that a call multiplies */
     int a16;
     int32_t center;    /* the zero point of symmetric weights: 8, or 128 for int8; 1 when they have their own */
     void *values;

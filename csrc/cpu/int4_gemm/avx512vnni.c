@@ -13,7 +13,7 @@
  * of an index), then an FMA a row. */
 #include "../gemm_prepare_avx512.h"
 
-enum { MR8 = 6, ALONE8 = 8, MR16 = 8 };
+enum { MR8 = 6, ALONE8 = 8, MR16 = 8, MOST_TOGETHER = 4 };
 
 /* int32 zero points of columns 16 h .. 16 h + 15. */
 INLINE __m512i zero_of(const uint8_t *zeros, int h) {
@@ -149,46 +149,77 @@ INLINE void stream8(const assay_gemm_args *p, int64_t t, int64_t row0, const rea
     store_rows(p, f, t, row0, rows);
 }
 
+/* `together` groups from g on, each with sums of its own: at one or two rows a single group's chain of FMAs would wait for its
+ * own latency. */
+INLINE void groups16(const assay_gemm_args *p, const uint8_t *tile, const float *x, const float *xsum, __m512 *f, int64_t g,
+                     const reach *ahead, const int rows, const int together) {
+    const assay_w4_layout *l = &p->l;
+    const __m512 table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const uint8_t *at[MOST_TOGETHER];
+    __m512 part[2 * MR16];
+#pragma GCC unroll 4
+    for (int i = 0; i < together; i++) {
+        const uint8_t *block = tile + assay_w4_block_offset(l, g + i);
+        at[i] = block + ASSAY_SCALE_BYTES;
+        prefetch(block + ahead->line[0]);
+        if (!l->symmetric && (g + i) % 4 == 0) prefetch(tile + assay_w4_zero_offset(l, g + i) + ahead->line[1]);
+#pragma GCC unroll 16
+        for (int j = 0; j < 2 * rows; j++) {
+            const __m512 z = l->symmetric ? _mm512_set1_ps(8)
+                                          : _mm512_cvtepi32_ps(zero_of(tile + assay_w4_zero_offset(l, g + i), j % 2));
+            part[2 * rows * i + j] = _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), z), _mm512_set1_ps(xsum[i * rows + j / 2]));
+        }
+    }
+    for (int64_t k = 0; k < l->group_padded; k += 32)
+#pragma GCC unroll 1
+        for (int step = 0; step < 4; step++) {
+#pragma GCC unroll 4
+            for (int i = 0; i < together; i++) {
+                prefetch(at[i] + ahead->line[2 * step]);
+                prefetch(at[i] + 64 + ahead->line[2 * step + 1]);
+            }
+#pragma GCC unroll 8
+            for (int b = 0; b < 8; b++) {
+                const unsigned shift = (unsigned)(b % 4 * 8 + b / 4 * 4);
+#pragma GCC unroll 4
+                for (int i = 0; i < together; i++) {
+                    const __m512 q0 = _mm512_permutexvar_ps(_mm512_srli_epi32(line(at[i]), shift), table);
+                    const __m512 q1 = _mm512_permutexvar_ps(_mm512_srli_epi32(line(at[i] + 64), shift), table);
+                    __m512 *own = part + 2 * rows * i;
+#pragma GCC unroll 8
+                    for (int r = 0; r < rows; r++) {
+                        const __m512 xr = _mm512_set1_ps(x[(i * l->group_padded + k + 8 * step + b) * rows + r]);
+                        own[2 * r] = _mm512_fmadd_ps(xr, q0, own[2 * r]);
+                        own[2 * r + 1] = _mm512_fmadd_ps(xr, q1, own[2 * r + 1]);
+                    }
+                }
+            }
+#pragma GCC unroll 4
+            for (int i = 0; i < together; i++) at[i] += 128;
+        }
+#pragma GCC unroll 4
+    for (int i = 0; i < together; i++) {
+        const uint8_t *block = tile + assay_w4_block_offset(l, g + i);
+#pragma GCC unroll 16
+        for (int j = 0; j < 2 * rows; j++) f[j] = _mm512_fmadd_ps(part[2 * rows * i + j], scale_of(block, j % 2), f[j]);
+    }
+}
+
 INLINE void block16(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows) {
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
     const float *x = (const float *)p->values + row0 * l->k_padded;
     const float *xsum = p->scale + row0 * l->groups;
-    const __m512 table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const int together = rows <= 2 ? 4 : rows == 3 ? 2 : 1;
     __m512 f[2 * MR16];
+    expect_rows(p, t, row0, rows);
+#pragma GCC unroll 16
     for (int i = 0; i < 2 * rows; i++) f[i] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < l->groups; g++, xsum += rows) {
-        const uint8_t *block = tile + assay_w4_block_offset(l, g);
-        const uint8_t *at = block + ASSAY_SCALE_BYTES;
-        prefetch(block + ahead->line[0]);
-        if (!l->symmetric && g % 4 == 0) prefetch(tile + assay_w4_zero_offset(l, g) + ahead->line[1]);
-        __m512 part[2 * MR16];
-        for (int h = 0; h < 2; h++) {
-            const __m512 z = l->symmetric ? _mm512_set1_ps(8)
-                                          : _mm512_cvtepi32_ps(zero_of(tile + assay_w4_zero_offset(l, g), h));
-            const __m512 minus_z = _mm512_castsi512_ps(
-                _mm512_xor_si512(_mm512_castps_si512(z), _mm512_set1_epi32((int32_t)0x80000000)));
-            for (int r = 0; r < rows; r++) part[2 * r + h] = _mm512_mul_ps(minus_z, _mm512_set1_ps(xsum[r]));
-        }
-        for (int64_t step = 0; step < l->group_padded / 8; step++, at += 128) {
-            prefetch(at + ahead->line[step % 4 * 2]);
-            prefetch(at + 64 + ahead->line[step % 4 * 2 + 1]);
-            for (int i = 0; i < 8; i++, x += rows) {
-                const unsigned shift = (unsigned)(i % 4 * 8 + i / 4 * 4);
-                const __m512 q0 = _mm512_permutexvar_ps(_mm512_srli_epi32(line(at), shift), table);
-                const __m512 q1 = _mm512_permutexvar_ps(_mm512_srli_epi32(line(at + 64), shift), table);
-                for (int r = 0; r < rows; r++) {
-                    const __m512 xr = _mm512_set1_ps(x[r]);
-                    part[2 * r] = _mm512_fmadd_ps(xr, q0, part[2 * r]);
-                    part[2 * r + 1] = _mm512_fmadd_ps(xr, q1, part[2 * r + 1]);
-                }
-            }
-        }
-        for (int h = 0; h < 2; h++) {
-            const __m512 ws = scale_of(block, h);
-            for (int r = 0; r < rows; r++) f[2 * r + h] = _mm512_fmadd_ps(part[2 * r + h], ws, f[2 * r + h]);
-        }
-    }
+    int64_t g = 0;
+    for (; g + together <= l->groups; g += together)
+        groups16(p, tile, x + g * l->group_padded * rows, xsum + g * rows, f, g, ahead, rows, together);
+    for (; together > 1 && g < l->groups; g++)
+        groups16(p, tile, x + g * l->group_padded * rows, xsum + g * rows, f, g, ahead, rows, 1);
     store_rows(p, f, t, row0, rows);
 }
 
