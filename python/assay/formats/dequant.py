@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import FormatError
 
-__all__ = ["GGML_TYPES", "SUPPORTED", "GGMLType", "dequantize_rows"]
+__all__ = ["GGML_TYPES", "IQ4_VALUES", "MXFP4_VALUES", "SUPPORTED", "GGMLType", "dequantize_rows"]
 
 
 class GGMLType(NamedTuple):
@@ -61,6 +61,11 @@ GGML_TYPES: dict[int, GGMLType] = {
 }
 
 _BY_NAME = {t.name: t for t in GGML_TYPES.values()}
+
+#: E2M1's sixteen values, doubled so that they are integers: of MXFP4 and NVFP4.
+MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+#: Of IQ4_NL and IQ4_XS.
+IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 # Weights handled at a time: a few temporaries of this many floats stay within a last-level cache, and memory bounded.
 _CHUNK = 1 << 18
@@ -150,6 +155,47 @@ def _q6_k(b: np.ndarray) -> np.ndarray:
     return (d * q.reshape(-1, 16, 16).astype(np.float32)).reshape(-1, 256)
 
 
+def e8m0_half(e: np.ndarray) -> np.ndarray:
+    """2^(e - 128) for exponents uint8, as float32: half of E8M0, for the doubled values; 2^127 for 255 (a NaN)."""
+    wide = e.astype(np.uint32)
+    low = np.uint32(0x00200000) << np.minimum(wide, 1)  # 2^-128 and 2^-127 are subnormal
+    return np.where(e < 2, low, (wide - np.uint32(1)) << np.uint32(23)).view(np.float32)
+
+
+def ue4m3_half(x: np.ndarray) -> np.ndarray:
+    """Half of the unsigned E4M3 numbers in uint8, as float32; the NaN 0x7f is 0, as ggml has it."""
+    exponent, mantissa = (x >> np.uint8(3) & np.uint8(15)).astype(np.int32), (x & np.uint8(7)).astype(np.float32)
+    normal = np.ldexp(mantissa / 8 + 1, exponent - 8)
+    value = np.where(exponent == 0, mantissa * np.float32(2**-10), normal)
+    return np.where(x == 127, np.float32(0), value).astype(np.float32)
+
+
+def iq4_xs_scales(b: np.ndarray) -> np.ndarray:
+    """``d * scale`` of the eight sub-blocks of IQ4_XS, float32 [n, 8]: 4 low bits in bytes 4-7, 2 high in bytes 2-3."""
+    high = np.ascontiguousarray(b[:, 2:4]).view("<u2") >> (2 * np.arange(8, dtype=np.uint16)) & np.uint16(3)
+    low = np.stack([b[:, 4:8] & np.uint8(15), b[:, 4:8] >> np.uint8(4)], axis=-1).reshape(-1, 8)
+    scale = (low | high.astype(np.uint8) << np.uint8(4)).view(np.int8) - np.int8(32)
+    return _f16(b, 0) * scale.astype(np.float32)
+
+
+def _iq4_nl(b: np.ndarray) -> np.ndarray:
+    return _f16(b, 0) * IQ4_VALUES[_halves(b[:, None, 2:])]
+
+
+def _iq4_xs(b: np.ndarray) -> np.ndarray:
+    values = IQ4_VALUES[_halves(b[:, 8:].reshape(-1, 8, 16)).reshape(-1, 8, 32)]
+    return (iq4_xs_scales(b)[:, :, None] * values).reshape(-1, 256)
+
+
+def _mxfp4(b: np.ndarray) -> np.ndarray:
+    return e8m0_half(b[:, :1]) * MXFP4_VALUES[_halves(b[:, None, 1:])]
+
+
+def _nvfp4(b: np.ndarray) -> np.ndarray:
+    values = MXFP4_VALUES[_halves(b[:, 4:].reshape(-1, 4, 8)).reshape(-1, 4, 16)]
+    return (ue4m3_half(b[:, :4])[:, :, None] * values).reshape(-1, 64)
+
+
 _DEQUANTIZERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "F32": _f32,
     "F16": _half,
@@ -162,6 +208,10 @@ _DEQUANTIZERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
+    "MXFP4": _mxfp4,
+    "NVFP4": _nvfp4,
 }
 
 #: Names of the types that `dequantize_rows` knows.
