@@ -28,7 +28,17 @@ from typing import NoReturn
 import numpy as np
 
 from ..errors import FormatError
-from .dequant import IQ4_VALUES, MXFP4_VALUES, _f16, _fifth_bits, _halves, _k_scales, e8m0_half, iq4_xs_scales, ue4m3_half
+from .dequant import (
+    IQ4_VALUES,
+    MXFP4_VALUES,
+    _f16,
+    _fifth_bits,
+    _halves,
+    _k_scales,
+    e8m0_half,
+    iq4_xs_scales,
+    ue4m3_half,
+)
 from .int4 import Int4Weights, _blocks, from_q4_0, to_q4_0
 from .weights import Int8Weights, Weights, WideWeights, _split, as_int4, as_int8, as_wide
 
@@ -56,7 +66,12 @@ def _q4_1(b: np.ndarray) -> _Parts:
 
 
 def _q5_0(b: np.ndarray) -> _Parts:
-    return (_halves(b[:, None, 6:]) | _fifth_bits(b, 2)).view(np.int8) - np.int8(16), _half_at(b, 0)[:, None], None, None
+    return (
+        (_halves(b[:, None, 6:]) | _fifth_bits(b, 2)).view(np.int8) - np.int8(16),
+        _half_at(b, 0)[:, None],
+        None,
+        None,
+    )
 
 
 def _q5_1(b: np.ndarray) -> _Parts:

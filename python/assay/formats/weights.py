@@ -13,7 +13,7 @@ This module only holds arrays and moves weights from form to form where that is 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -187,7 +187,7 @@ class WideWeights:
 
 
 Weights = Int4Weights | Int8Weights | WideWeights
-W = TypeVar("W", Int4Weights, Int8Weights, WideWeights)
+W = TypeVar("W", bound=Weights)
 
 
 # ---- from form to form, exactly --------------------------------------------------------------------------------------
@@ -206,15 +206,11 @@ def regroup(w: W, sizes: tuple[int, ...]) -> W:
 
 def _split(w: W, size: int) -> W:
     times = w.group_size // size
-
-    def wider(array: np.ndarray | None) -> Any:
-        return None if array is None else np.repeat(array, times, axis=1)
-
-    if isinstance(w, Int4Weights):
-        return Int4Weights(w.q, wider(w.scales), wider(w.zeros), size, w.perm)
-    if isinstance(w, Int8Weights):
-        return Int8Weights(w.q, wider(w.scales), size)
-    return WideWeights(w.q, wider(w.scales), wider(w.minimum), size, w.codebook)
+    grids = {name: getattr(w, name, None) for name in ("scales", "zeros", "minimum")}
+    repeated: dict[str, Any] = {
+        name: np.repeat(grid, times, axis=1) for name, grid in grids.items() if grid is not None
+    }
+    return replace(w, group_size=size, **repeated)
 
 
 def _no_order(w: Weights) -> None:

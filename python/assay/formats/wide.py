@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import FormatError
 from .dequant import MXFP4_VALUES, e8m0_half, ue4m3_half
 from .int4 import _bad, _eights, _expect, _groups, _scales, _unpack
 from .weights import ConversionError, Weights, WideWeights, _split, conversion_error
@@ -184,7 +185,7 @@ def to_nvfp4(w: Weights, *, divide: bool = True) -> dict[str, np.ndarray]:
                     "weight_scale": codes.astype(np.uint8)[back].reshape(wide.scales.shape),
                     "global_scale": np.array([factor], np.float32),
                 }
-    _bad("scales", "E4M3 numbers times one global scale", f"{len(scales)} others")
+    raise FormatError(f"scales: expected E4M3 numbers times one global scale, got {len(scales)} others")
 
 
 # ---- bitsandbytes ----------------------------------------------------------------------------------------------------
@@ -244,7 +245,9 @@ def from_bnb4(
     if not isinstance(blocksize, int) or blocksize < 16:
         _bad(f"{at}blocksize", "a number from 16 up", repr(blocksize))
     if weight.dtype != np.uint8 or weight.size * 2 != n * k:
-        _bad(f"{at}weight", f"uint8 of {n * k / 2:g} bytes ({n} x {k} of 4 bits)", f"{weight.dtype} {list(weight.shape)}")
+        _bad(
+            f"{at}weight", f"uint8 of {n * k / 2:g} bytes ({n} x {k} of 4 bits)", f"{weight.dtype} {list(weight.shape)}"
+        )
     blocks = -(-n * k // blocksize)
     _expect(absmax.reshape(-1), f"{at}absmax", ("uint8",) if nested else ("float32",), (blocks,))
     _expect(quant_map.reshape(-1), f"{at}quant_map", ("float32",), (16,))
