@@ -77,6 +77,11 @@ class SafetensorsWriter:
         """Bytes of data so far."""
         return self._at
 
+    @property
+    def names(self) -> list[str]:
+        """Tensors so far."""
+        return list(self._header)
+
     def add(self, name: str, array: np.ndarray, dtype: str | None = None) -> None:
         """Appends a tensor; `dtype` is its safetensors name where the array's own does not tell ("BF16", "F8_E4M3")."""
         if name in self._header:
