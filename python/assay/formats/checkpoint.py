@@ -18,7 +18,7 @@ from ..errors import FormatError
 from .container import container_matrices, read_matrix
 from .ggml import GGML_READABLE, from_ggml
 from .gguf import MAGIC, GGUFFile
-from .int4 import _scales
+from .int4 import _scales, from_hqq
 from .safetensors import SafetensorsFile, SafetensorsTensor, _json, _read_small, _short, read_linear
 from .weights import Weights
 from .wide import NestedAbsmax, from_bnb4, from_hqq_float, from_mxfp4, from_nvfp4
@@ -426,7 +426,8 @@ class _Scan:
 
         def read() -> Weights:
             s, z = (_widened(self.file.array(t.name), t.dtype, f"{self.file.path}: {t.name}") for t in (scale, zero))
-            return from_hqq_float(
+            whole = (z == np.rint(z)).all() and (z >= 0).all() and (z <= 15).all()
+            return (from_hqq if whole else from_hqq_float)(
                 self.file.array(names["W_q"]), s, z, shape, group_size=single["group_size"], axis=single.get("axis", 1),
                 name=f"{self.file.path}: {module}",
             )  # fmt: skip

@@ -448,6 +448,14 @@ def _float_dtype(file: SafetensorsFile, name: str) -> str | None:
     return "bfloat16" if tensor is not None and tensor.dtype == "BF16" else None
 
 
+def _is_gptqmodel(quant: Mapping[str, Any]) -> bool:
+    """Whether GPTQModel wrote the checkpoint, whose zero points of 0 borrow from their neighbours in version 1."""
+    meta = quant.get("meta")
+    writers = meta.get("quantizer") if isinstance(meta, Mapping) else None
+    names = [writers] if isinstance(writers, str) else writers if isinstance(writers, list) else []
+    return any(isinstance(name, str) and name.lower().startswith("gptqmodel") for name in names)
+
+
 def _gptq_linears(
     file: SafetensorsFile, quant: Mapping[str, Any], where: str, modules: list[str]
 ) -> Iterator[tuple[str, Int4Weights]]:
@@ -455,6 +463,7 @@ def _gptq_linears(
     group_size = _group_size(quant, where, "group_size")
     layout = _field(quant, where, tuple(_GPTQ_VERSIONS), "checkpoint_format", default="gptq")
     symmetric, act_order = quant.get("sym") is True, quant.get("desc_act") is True
+    zero_16 = "carry" if _is_gptqmodel(quant) else "wrap"
 
     def read() -> Iterator[tuple[str, Int4Weights]]:
         for module in modules:
@@ -469,6 +478,7 @@ def _gptq_linears(
                     _part(file, f"{module}.g_idx", optional=True),
                     group_size=group_size,
                     version=_GPTQ_VERSIONS[layout],
+                    zero_16=zero_16,
                     scales_dtype=_float_dtype(file, f"{module}.scales"),
                     name=f"{file.path}: {module}",
                 ),

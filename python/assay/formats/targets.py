@@ -58,13 +58,15 @@ def _assay(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> Parts:
 def _gptq(version: int) -> Target:
     def parts(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> Parts:
         _flat(shape, "GPTQ")
-        return _dotted(name, to_gptq(as_int4(w), version=version))
+        return _dotted(name, to_gptq(as_int4(w), version=version, zero_16="carry"))
 
     def settings(w: Weights) -> dict[str, Any]:
         return {"group_size": w.group_size, "desc_act": isinstance(w, Int4Weights) and w.perm is not None}
 
     layout = "gptq" if version == 1 else "gptq_v2"
-    base = {"quant_method": "gptq", "bits": 4, "checkpoint_format": layout, "sym": False}
+    # the name says that zero points of 0 borrow as GPTQModel's do; it reads them back, and so does assay
+    meta = {"quantizer": ["gptqmodel:compatible", "assay"]}
+    base = {"quant_method": "gptq", "bits": 4, "checkpoint_format": layout, "sym": False, "meta": meta}
     return Target(parts, settings, lambda s: base | s)
 
 

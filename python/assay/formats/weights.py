@@ -162,16 +162,13 @@ class WideWeights:
         return 8 if self.q.dtype == np.int8 else 4
 
     def pack_args(self) -> dict[str, Any]:
-        """Arguments of `assay.pack_wide`: a codebook of integers as int8, another as float32."""
+        """Arguments of `assay.pack_wide`; a codebook that is not of integers runs with 16-bit activations only."""
         w = regroup(self, _WIDE_GROUPS)
-        codebook = w.codebook
-        if codebook is not None and np.array_equal(codebook, codebook.astype(np.int8)):
-            codebook = codebook.astype(np.int8)
         return {
             "qweight": w.q if w.bits == 8 else _pack(w.q),
             "scales": w.scales,
             "minimum": w.minimum,
-            "codebook": codebook,
+            "codebook": w.codebook,
             "bits": w.bits,
             "group_size": w.group_size,
         }
