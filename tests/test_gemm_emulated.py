@@ -1,10 +1,13 @@
-"""The AVX-512 INT4 and int8 GEMM on any x86 CPU with AVX2: the kernel's own source, its intrinsics emulated, against portable C."""
+"""The AVX-512 INT4, int8 and wide GEMM on any x86 CPU with AVX2: the kernel's own source, its intrinsics emulated, against portable C."""
 
 import numpy as np
 import pytest
 
 from test_int4_gemm import SHAPES, activations, weights
 from test_int8_gemm import weights as weights8
+from test_wide_gemm import CASES, CODEBOOKS
+from test_wide_gemm import SHAPES as WIDE_SHAPES
+from test_wide_gemm import weights as weights_wide
 
 
 def bits(array, ctype, ffi):
@@ -89,3 +92,40 @@ def test_avx512_int8_equals_portable_c_bit_for_bit(emulated, n, k, group_size):
         a = activations(m, k)
         got = run8(emulated, "avx512vnni", a, packed, n, k, group_size)
         np.testing.assert_array_equal(got, run8(emulated, "scalar", a, packed, n, k, group_size))
+
+
+def run_wide(emulated, isa, a16, a, w, n, k):
+    ffi, lib = emulated
+    out = np.full((len(a), n), np.nan, np.float32)
+    size = lib.assay_wide_gemm_workspace(w, len(a), a16)
+    status = lib.assay_wide_gemm(
+        w, bits(a, "void *", ffi), lib.ASSAY_F32, k, len(a), bits(out, "float *", ffi), n, a16, tier(emulated, isa), 1,
+        ffi.new("char[]", size), size,
+    )  # fmt: skip
+    assert status == lib.ASSAY_OK
+    return out
+
+
+@pytest.mark.parametrize(("n", "k", "group_size"), WIDE_SHAPES)
+@pytest.mark.parametrize(("width", "codebook"), CASES)
+def test_avx512_wide_equals_portable_c_bit_for_bit(emulated, n, k, group_size, width, codebook):
+    ffi, lib = emulated
+    book = CODEBOOKS.get(codebook)
+    for minimum in (False, True):
+        qweight, scales, low = weights_wide(n, k, group_size, width, minimum)
+        packed = aligned(ffi, lib.assay_wide_packed_bytes(n, k, group_size, width, minimum))
+        status = lib.assay_wide_pack(
+            n, k, group_size, width, bits(qweight, "void *", ffi), bits(scales, "float *", ffi),
+            ffi.NULL if low is None else bits(low, "float *", ffi), packed[0], 1,
+        )  # fmt: skip
+        assert status == lib.ASSAY_OK
+        w = ffi.new(
+            "assay_wide *",
+            {"n": n, "k": k, "group_size": group_size, "bits": width, "has_minimum": minimum,
+             "codebook": list(range(16)) if book is None else book.tolist(), "data": packed[0]},
+        )  # fmt: skip
+        for m in (1, 3, 6, 8, 13):
+            a = activations(m, k)
+            for a16 in (False, True):
+                got = run_wide(emulated, "avx512vnni", a16, a, w, n, k)
+                np.testing.assert_array_equal(got, run_wide(emulated, "scalar", a16, a, w, n, k))

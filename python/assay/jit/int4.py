@@ -13,17 +13,17 @@ def gemm(a: np.ndarray, packed: np.ndarray, n: int, k: int, group_size: int, sym
     x = grouped(a, k, group_size)
     c = np.empty((len(a), n), np.float32)
     if a16:
-        _w4a16(x, _lane_sums(x), packed, symmetric, c)
+        _w4a16(x, lane_sums(x), packed, symmetric, c)
     else:
         codes, scale = quantize(x)
         _w4a8(codes, scale, packed, symmetric, c)
     return c
 
 
-def grouped(a: np.ndarray, k: int, group_size: int) -> np.ndarray:
-    """Activations [M, K] as [M, G, group], each group padded with zeros to a multiple of 32."""
+def grouped(a: np.ndarray, k: int, group_size: int, multiple: int = 32) -> np.ndarray:
+    """Activations [M, K] as [M, G, group], each group padded with zeros to a multiple of 32, or of another number."""
     groups = k // group_size
-    x = np.zeros((len(a), groups, -(-group_size // 32) * 32), np.float32)
+    x = np.zeros((len(a), groups, -(-group_size // multiple) * multiple), np.float32)
     x[:, :, :group_size] = a.reshape(len(a), groups, group_size)
     return x
 
@@ -54,7 +54,8 @@ def quantize(x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _lane_sums(x):  # type: ignore[no-untyped-def]
+def lane_sums(x):  # type: ignore[no-untyped-def]
+    """float32 [M, G] sums of grouped activations, in assay.h's order."""
     m, groups, padded = x.shape
     sums = np.empty((m, groups), np.float32)
     lane = np.empty(8, np.float32)

@@ -13,6 +13,7 @@ from .. import reference
 from .._ffi import FLOAT_DTYPES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
 from ._backends import twin, widen
 from ._gemm import aligned_empty, check_group, gemm_tensors, half_scales, pointer
+from .wide import PackedWide, wide_gemm
 
 
 class PackedInt4:
@@ -170,7 +171,7 @@ def pack(qweight: Any, scales: Any, zeros: Any = None, *, k: int | None = None, 
     return PackedInt4(n, k, group_size, z is None, data)
 
 
-def w4a8_gemm(a: Any, w: PackedInt4, out: Any = None, *, backend: str = "c", isa: str | None = None,
+def w4a8_gemm(a: Any, w: PackedInt4 | PackedWide, out: Any = None, *, backend: str = "c", isa: str | None = None,
               num_threads: int | None = None) -> Any:  # fmt: skip
     """INT4 weights, activations quantised to int8 per row and group on the way in.
 
@@ -179,7 +180,7 @@ def w4a8_gemm(a: Any, w: PackedInt4, out: Any = None, *, backend: str = "c", isa
     a : float32, float16 or bfloat16 [M, K]
         numpy or any CPU DLPack tensor; rows may be strided, the last dimension dense. A row with a NaN or infinity
         comes out NaN, other rows do not notice.
-    w : PackedInt4
+    w : PackedInt4, or PackedWide of 4 bits
     out : float32 [M, N], optional
         Written in place and returned.
     backend : {"c", "numba", "reference"}
@@ -195,7 +196,7 @@ def w4a8_gemm(a: Any, w: PackedInt4, out: Any = None, *, backend: str = "c", isa
     return _gemm(a, w, out, False, backend, isa, num_threads)
 
 
-def w4a16_gemm(a: Any, w: PackedInt4, out: Any = None, *, backend: str = "c", isa: str | None = None,
+def w4a16_gemm(a: Any, w: PackedInt4 | PackedWide, out: Any = None, *, backend: str = "c", isa: str | None = None,
                num_threads: int | None = None) -> Any:  # fmt: skip
     """INT4 weights, activations at their own precision (float16 and bfloat16 are widened exactly), float32 sums.
 
@@ -210,7 +211,10 @@ def _inputs(a: Any, w: PackedInt4, out: Any) -> tuple[Tensor, Tensor]:
     return gemm_tensors(a, w.n, w.k, out)
 
 
-def _gemm(a: Any, w: PackedInt4, out: Any, a16: bool, backend: str, isa: str | None, num_threads: int | None) -> Any:
+def _gemm(a: Any, w: PackedInt4 | PackedWide, out: Any, a16: bool, backend: str, isa: str | None,
+          num_threads: int | None) -> Any:  # fmt: skip
+    if isinstance(w, PackedWide):
+        return wide_gemm(a, w, out, 4, a16, backend, isa, num_threads)
     x, c = _inputs(a, w, out)
     m = x.array.shape[0]
     if backend == "c":
