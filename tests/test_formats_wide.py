@@ -50,6 +50,8 @@ def blocks(kind: str, rows: int = 3, k: int = 512, seed: int = 0) -> np.ndarray:
     out = np.random.default_rng(seed).integers(0, 256, (rows, k // size * nbytes), np.uint8)
     for at in SCALE_BYTES.get(kind, (1,)):
         out.reshape(-1, nbytes)[:, at] &= 0xAB
+    if kind == "MXFP4":
+        out.reshape(-1, nbytes)[:, 0] = out.reshape(-1, nbytes)[:, 0] % 32 + 104
     return out
 
 

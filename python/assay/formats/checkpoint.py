@@ -399,7 +399,7 @@ class _Scan:
                 if not isinstance(offset, float) or type(size) is not int:
                     raise FormatError(f"{where}: expected nested_offset and nested_blocksize, got {offset!r}, {size!r}")
                 nested = NestedAbsmax(second[1], second[0], offset, size)
-            where_ = f"{self.file.path}: {weight}"
+            module = f"{self.file.path}: {weight.removesuffix('.weight')}"
             return from_bnb4(
                 self.file.array(weight),
                 absmax,
@@ -407,7 +407,7 @@ class _Scan:
                 quant_map=quant_map,
                 blocksize=blocksize,
                 nested=nested,
-                name=where_,
+                name=module,
             )
 
         self.add(weight, (shape[0], shape[1]), kind.upper(), "wide4", [weight, state_name, *names], read)

@@ -59,6 +59,7 @@ class SafetensorsWriter:
         self._room = -(-header_bytes // 8) * 8
         self._header: dict[str, Any] = {}
         self._at = 0
+        self._whole = False
         self._file = self._part.open("wb")
         self._file.seek(8 + self._room)
 
@@ -68,8 +69,11 @@ class SafetensorsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._file.closed:  # not finished: interrupted, or the file cannot be written
-            self._file.close()
+        if not self._whole:  # interrupted, or the file cannot be written
+            try:
+                self._file.close()
+            except OSError:  # what is still buffered cannot be written either
+                pass
             self._part.unlink(missing_ok=True)
 
     @property
@@ -106,6 +110,7 @@ class SafetensorsWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         self._part.replace(self.path)
+        self._whole = True
 
 
 # ---- the layout ------------------------------------------------------------------------------------------------------

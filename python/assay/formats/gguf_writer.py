@@ -46,6 +46,7 @@ class GGUFWriter:
             head.append(struct.pack(f"<{len(shape)}QIQ", *reversed(shape), _BY_NAME[kind][0], offset))
             offset += size + -size % self._align
         self._added = 0
+        self._whole = False
         self._file = self._part.open("wb")
         self._file.write(b"".join(head))
         self._pad()
@@ -56,8 +57,11 @@ class GGUFWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._file.closed:
-            self._file.close()
+        if not self._whole:  # interrupted, or the file cannot be written
+            try:
+                self._file.close()
+            except OSError:  # what is still buffered cannot be written either
+                pass
             self._part.unlink(missing_ok=True)
 
     def _pad(self) -> None:
@@ -79,3 +83,4 @@ class GGUFWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         self._part.replace(self.path)
+        self._whole = True
