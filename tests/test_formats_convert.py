@@ -213,6 +213,29 @@ def test_act_order_is_loaded_with_its_permutation(tmp_path):
         convert(path, tmp_path / "awq.safetensors", Options(to="awq"))
 
 
+def test_the_real_file_gives_what_gguf_gives(gemma_gguf):
+    """One matrix of each type that llama.cpp wrote: the weights to the bit, and the product within its rounding."""
+    quants = pytest.importorskip("gguf").quants
+    import gguf
+
+    rng = np.random.default_rng(0)
+    with open_checkpoint(gemma_gguf) as c, open_gguf(gemma_gguf) as f:
+        first = {t.stored: t for t in c.tensors.values() if t.form is not None and t.shape[0] < 10_000}
+        assert set(first) == {"Q8_0", "Q5_0", "Q4_K", "Q6_K"}
+        for t in first.values():
+            w = c.weights(t.name)
+            theirs = quants.dequantize(f.raw(t.name), gguf.GGMLQuantizationType[t.stored])
+            assert np.array_equal(w.dequantize(), theirs)
+            pack = assay.pack_int8 if t.form == "int8" else assay.pack_wide
+            packed = pack(**w.pack_args())
+            assert np.array_equal(packed.dequantize(), theirs)
+            a = rng.standard_normal((2, w.k)).astype(np.float32)
+            want = a.astype(np.float64) @ theirs.astype(np.float64).T
+            got = (assay.w4a16_gemm if t.form == "wide4" else assay.w8a8_gemm)(a, packed)
+            share = np.linalg.norm(got - want) / np.linalg.norm(want)
+            assert share < (1e-5 if t.form == "wide4" else 0.02)  # float32 sums; int8 activations
+
+
 # ---- memory, interruption --------------------------------------------------------------------------------------------
 
 
@@ -463,6 +486,32 @@ def test_bad_containers(tmp_path, matrices, message):
     with pytest.raises(FormatError, match=message) as caught, open_checkpoint(path) as c:
         c.weights("m")
     assert "c.safetensors" in str(caught.value)
+
+
+def test_hostile_numbers_allocate_nothing(tmp_path):
+    """A nested block size of 2^60 and an HQQ shape of 2^60 are refused, or harmless, in a few kilobytes."""
+    state = BNB_STATE | {"nested_blocksize": 1 << 60, "nested_offset": 0.5}
+    parts = {
+        "weight": np.zeros((64, 1), np.uint8), "weight.absmax": np.zeros(2, np.uint8),
+        "weight.quant_map": np.linspace(-1, 1, 16, dtype=np.float32), "weight.nested_absmax": np.ones(1, np.float32),
+        "weight.nested_quant_map": np.ones(256, np.float32),
+        "weight.quant_state.bitsandbytes__nf4": np.frombuffer(json.dumps(state).encode(), np.uint8),
+    }  # fmt: skip
+    path = checkpoint_of(tmp_path / "m.safetensors", parts, None)
+    hqq = {"W_q": np.zeros((2, 64), np.uint8), "scale": np.ones((4, 1), np.float32), "zero": np.ones((4, 1), np.float32),
+           "shape": np.array([1 << 60, 64], np.int64), "group_size": np.array(64)}  # fmt: skip
+    other = checkpoint_of(tmp_path / "h.safetensors", hqq, None)
+    tracemalloc.start()
+    with open_checkpoint(path) as c:
+        assert (c.weights("m.weight").scales == 1.5).all()
+    with (
+        open_checkpoint(other) as c,
+        pytest.raises(FormatError, match=r"m\.W_q: expected uint8 \[576460752303423488, 64\]"),
+    ):
+        c.weights("m.weight")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_newer_layout_and_unreadable_types(tmp_path):

@@ -19,7 +19,7 @@ from .container import container_matrices, read_matrix
 from .ggml import GGML_READABLE, from_ggml
 from .gguf import MAGIC, GGUFFile
 from .int4 import _scales, from_hqq
-from .safetensors import SafetensorsFile, SafetensorsTensor, _json, _read_small, _short, read_linear
+from .safetensors import _DTYPES, SafetensorsFile, SafetensorsTensor, _json, _read_small, _short, read_linear
 from .weights import Weights
 from .wide import NestedAbsmax, from_bnb4, from_hqq_float, from_mxfp4, from_nvfp4
 
@@ -38,23 +38,7 @@ RUN_BITS = {
     "IQ4_NL": 5.0, "IQ4_XS": 5.0, "MXFP4": 5.0, "NVFP4": 6.0,
 }  # fmt: skip
 #: Types that are no codes: kept as they are.
-PLAIN = {
-    "F64",
-    "F32",
-    "F16",
-    "BF16",
-    "F8_E4M3",
-    "F8_E5M2",
-    "I8",
-    "I16",
-    "I32",
-    "I64",
-    "U8",
-    "U16",
-    "U32",
-    "U64",
-    "BOOL",
-}
+PLAIN = {name for name, (_, dtype) in _DTYPES.items() if dtype is not None}
 _METHODS = {"gptq": "GPTQ", "awq": "AWQ", "compressed-tensors": "compressed-tensors"}
 _E4M3 = ("F8_E4M3",)
 
@@ -299,6 +283,10 @@ class _Scan:
                     f"{self.file.path}: {_short(module)}.weight_shape: expected [2], got {dims.size} numbers"
                 )
             shape = (int(dims[0]), int(dims[1]))
+            if min(shape) < 1:
+                raise FormatError(
+                    f"{self.file.path}: {_short(module)}.weight_shape: expected N, K >= 1, got {list(shape)}"
+                )
         else:
             suffixes = ["qweight", "qzeros", "scales", "g_idx", "bias_scale"]
             t = self.file.tensors[f"{module}.qweight"]
@@ -426,6 +414,8 @@ class _Scan:
         if single.get("nbits", 4) != 4:
             raise FormatError(f"{self.file.path}: {_short(module)}.nbits: expected 4, got {single['nbits']}")
         shape = (int(numbers["shape"][0]), int(numbers["shape"][1]))
+        if min(shape) < 1:
+            raise FormatError(f"{self.file.path}: {_short(module)}.shape: expected N, K >= 1, got {list(shape)}")
         scale = self.need(names["scale"], ("F16", "F32", "BF16"), "HQQ")
         zero = self.need(names["zero"], ("F16", "F32", "BF16"), "HQQ")
 

@@ -256,7 +256,7 @@ def from_bnb4(
         level = -(-blocks // nested.blocksize) if nested.blocksize > 0 else 0
         _expect(nested.absmax.reshape(-1), f"{at}nested_absmax", ("float32",), (level,))
         _expect(nested.quant_map.reshape(-1), f"{at}nested_quant_map", ("float32",), (256,))
-        of_block = np.repeat(nested.absmax.reshape(-1), nested.blocksize)[:blocks]
+        of_block = nested.absmax.reshape(-1)[np.arange(blocks) // nested.blocksize]
         scales = nested.quant_map.reshape(-1)[scales] * of_block + np.float32(nested.offset)
     if not np.isfinite(scales).all() or not np.isfinite(quant_map).all():
         _bad(f"{at}absmax", "finite numbers", "a NaN or infinity")
