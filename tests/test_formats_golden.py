@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import assay
+from assay.formats.checkpoint import open_checkpoint
+from assay.formats.container import SafetensorsWriter
 from assay.formats.ggml import GGML_WRITABLE, from_ggml, to_ggml
 from assay.formats.int4 import (
     Int4Weights,
@@ -189,3 +191,85 @@ def test_a_stored_15_carries_as_in_gptqmodel():
     assert (right.zeros[0] == 0).all()
     assert (right.zeros[3] == 15).all()
     assert (wrong.zeros[1] != right.zeros[1]).any()
+
+
+# ---- as checkpoints: the names and configurations that the tools write ----------------------------------------------
+
+
+def _gptq_config(layout: str) -> dict[str, Any]:
+    base = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": False, "desc_act": False}
+    return base | {"checkpoint_format": layout, "meta": {"quantizer": ["gptqmodel:7.7.0"]}}
+
+
+def _compressed_config(symmetric: bool) -> dict[str, Any]:
+    weights = {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": GROUP}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+
+
+#: name -> quantization_config, stored type, and the names of tensors that are not "m." and the vector's own
+CHECKPOINTS: dict[str, tuple[dict[str, Any] | None, str, dict[str, str]]] = {
+    "gptq": (_gptq_config("gptq"), "GPTQ", {}),
+    "gptq_act_order": (_gptq_config("gptq") | {"desc_act": True}, "GPTQ", {}),
+    "gptq_v2": (_gptq_config("gptq_v2"), "GPTQ v2", {}),
+    "awq": ({"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}, "AWQ", {}),
+    "compressed_tensors": (_compressed_config(False), "compressed-tensors", {}),
+    "compressed_tensors_symmetric": (_compressed_config(True), "compressed-tensors", {}),
+    "nvfp4": ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "NVFP4", {}),
+    "nvfp4_torchao": (None, "NVFP4", {}),
+    "mxfp4_torchao": (None, "MXFP4", {"blocks": "m.weight_blocks", "scales": "m.weight_scales"}),
+    "nf4": (None, "NF4", {}),
+    "nf4_double": (None, "NF4", {}),
+    "fp4": (None, "FP4", {}),
+    "hqq": (None, "HQQ", {}),
+    "hqq_integer": (None, "HQQ", {}),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CHECKPOINTS))
+def test_as_a_checkpoint(tmp_path, name):
+    """A file with the tool's names and configuration holds the tool's weights, and packs, by assay.load."""
+    config, stored, names = CHECKPOINTS[name]
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        g = {key: file[key] for key in file.files}
+    skipped = {"versions", "values", "a", "product"}
+    bnb = stored in ("NF4", "FP4")
+    path = tmp_path / "model.safetensors"
+    with SafetensorsWriter(path, 1 << 14) as f:
+        for key in set(g) - skipped:
+            own = f"m.weight.{key}" if bnb and key != "weight" else f"m.{key}"
+            dtype = "BF16" if g[key].dtype == np.uint16 else None
+            if stored == "NVFP4" and key == "weight_scale":
+                dtype = "F8_E4M3"
+            f.add(names.get(key, own), g[key], dtype)
+        f.finish({})
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    with open_checkpoint(tmp_path) as c:
+        (t,) = c.tensors.values()
+        assert (t.name, t.stored, t.shape) == ("m.weight", stored, g["values"].shape)
+        assert t.nbytes == sum(g[key].nbytes for key in set(g) - skipped)
+        ours = c.weights("m.weight").dequantize()
+    if name != "hqq":
+        assert np.array_equal(ours, g["values"])
+    (loaded,) = assay.load(tmp_path)
+    packed = loaded.packed[0].dequantize()
+    packed = packed if loaded.perm is None else packed[:, np.argsort(loaded.perm)]
+    if name.startswith("hqq"):  # float32 scales and zeros: packed, rounded to float16, or product and sum rounded once
+        bound = 2.0**-11 * np.abs(ours).max() if name == "hqq_integer" else 2.0**-23 * 32 * np.abs(g["scale"]).max()
+        assert np.abs(packed - ours).max() <= bound
+    else:
+        assert np.array_equal(packed, ours)
+
+
+def test_mxfp4_of_compressed_tensors(tmp_path):
+    with np.load(GOLDEN / "mxfp4_torchao.npz") as g:
+        packed, scale, want = g["blocks"].reshape(len(g["blocks"]), -1), g["scales"], g["values"]
+    path = tmp_path / "model.safetensors"
+    with SafetensorsWriter(path, 1 << 14) as f:
+        f.add("m.weight_packed", packed)
+        f.add("m.weight_scale", scale)
+        f.finish({})
+    config = {"quantization_config": {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized"}}
+    with open_checkpoint(path, config) as c:
+        assert np.array_equal(c.weights("m.weight").dequantize(), want)

@@ -1,5 +1,7 @@
 """The forms that weights run in, and the formats of the wider one: exactness both ways, refusals, rounding."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -128,6 +130,19 @@ def test_ggml_refuses():
         to_ggml(w, "Q8_0")
     with pytest.raises(FormatError, match="type: expected one of"):
         to_ggml(w, "IQ2_XS")
+
+
+def test_the_table_in_the_docs():
+    """docs/formats.md states what each type runs as: the same forms, groups and bits as in the code."""
+    text = (Path(__file__).parent.parent / "docs" / "formats.md").read_text()
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    rows = {cells[0]: cells for cells in lines if len(cells) == 6}
+    for kind in GGML_READABLE:
+        _, stored, form, group, run, exact = rows[kind]
+        assert float(stored) == 8 * BLOCKS[kind].block_bytes / BLOCKS[kind].block_size
+        assert (form, float(run)) == (RUNS_AS[kind], RUN_BITS[kind])
+        assert int(group) == from_ggml(blocks(kind), kind).group_size
+        assert "yes" in exact
 
 
 # ---- forms -----------------------------------------------------------------------------------------------------------

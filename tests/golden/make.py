@@ -3,7 +3,8 @@
 A maker quantises seeded Gaussian weights (a few rows, with zeros and outliers) with the library, and returns the tensors as
 the library stores them and ``values``, the weights that the library computes from them, in float32. The files beside this
 one were made so; tests check the converters against them, and against a fresh run of the maker where its library is
-installed.
+installed: pip install torch compressed-tensors bitsandbytes, and with --no-deps gptqmodel, autoawq, torchao and hqq and
+what their imports ask for.
 """
 
 import importlib.metadata

@@ -312,7 +312,7 @@ class _Scan:
                 and len(t.shape) in (3, 4)
             ):
                 self._mxfp4(name[:-7])
-            elif name.endswith(".weight_scale_2") and tensors.get(name[:-8], t).dtype in _E4M3:
+            elif name.endswith(".weight_scale_2") and f"{name[:-15]}.weight_scale" in tensors:
                 self._nvfp4(name[: -len(".weight_scale_2")])
             elif name.endswith(".weight_global_scale") and f"{name[:-20]}.weight_packed" in tensors:
                 self._nvfp4(name[: -len(".weight_global_scale")])
