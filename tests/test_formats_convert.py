@@ -236,6 +236,12 @@ def test_the_real_file_gives_what_gguf_gives(gemma_gguf):
             assert share < (1e-5 if t.form == "wide4" else 0.02)  # float32 sums; int8 activations
 
 
+def test_load_names_what_no_kernel_takes(tmp_path):
+    path = checkpoint_of(tmp_path / "m.safetensors", gptq_tensors(96, 16, 24), GPTQ | {"group_size": 24})
+    with pytest.raises(FormatError, match=r"m\.weight: group_size: expected 32, 64, 128 or K = 96, got 24"):
+        list(assay.load(path))
+
+
 # ---- memory, interruption --------------------------------------------------------------------------------------------
 
 

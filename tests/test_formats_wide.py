@@ -398,6 +398,18 @@ def test_rounding_is_writable(target):
     assert (rounded.dequantize()[2] == 0).all()
 
 
+@pytest.mark.parametrize("target", ["gptq", "q4_0", "q4_k", "nvfp4", "nf4"])
+def test_rounding_in_chunks_is_rounding_at_once(target, monkeypatch):
+    from assay.formats import lossy
+
+    w = np.random.default_rng(0).standard_normal((7, 256)).astype(np.float32)
+    whole = round_to(w, target, 64)
+    monkeypatch.setattr(lossy, "_CHUNK", 600)
+    parts = round_to(w, target, 64)
+    assert np.array_equal(parts.q, whole.q)
+    assert np.array_equal(parts.dequantize(), whole.dequantize())
+
+
 def test_rounding_refuses():
     w = np.ones((2, 64), np.float32)
     w[0, 1] = np.inf

@@ -56,6 +56,7 @@ def load(path: str | Path, *, num_threads: int | None = None) -> Iterator[Loaded
     FormatError
         Naming the file, the tensor, what was wanted and what came.
     """
+    from .errors import FormatError
     from .formats.checkpoint import open_checkpoint
     from .formats.int4 import Int4Weights
 
@@ -65,7 +66,10 @@ def load(path: str | Path, *, num_threads: int | None = None) -> Iterator[Loaded
                 yield LoadedTensor(t.name, t.shape, t.stored, (), None, np.array(checkpoint.array(t.name)))
                 continue
             w = checkpoint.weights(t.name)
-            packed = tuple(_pack(part, num_threads) for part in _matrices(w, t.shape[-2]))
+            try:
+                packed = tuple(_pack(part, num_threads) for part in _matrices(w, t.shape[-2]))
+            except ValueError as exc:  # a group size that no kernel takes, a scale beyond float16
+                raise FormatError(f"{checkpoint.path}: {t.name}: {exc}") from exc
             perm = w.perm if isinstance(w, Int4Weights) else None
             yield LoadedTensor(t.name, t.shape, t.stored, packed, perm, None)
 

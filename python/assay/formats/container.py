@@ -31,7 +31,15 @@ from .int4 import Int4Weights, _pack, _unpack
 from .safetensors import _DTYPES, SafetensorsFile, _json, _short
 from .weights import Int8Weights, Weights, WideWeights
 
-__all__ = ["LAYOUT", "SafetensorsWriter", "container_matrices", "form_of", "matrix_parts", "read_matrix"]
+__all__ = [
+    "LAYOUT",
+    "SafetensorsWriter",
+    "container_matrices",
+    "form_of",
+    "matrix_entry",
+    "matrix_parts",
+    "read_matrix",
+]
 
 LAYOUT = "1"
 _CHUNK_BYTES = 1 << 24
@@ -123,8 +131,13 @@ def form_of(w: Weights) -> str:
     return "int8" if isinstance(w, Int8Weights) else f"wide{w.bits}"
 
 
-def matrix_parts(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> tuple[dict[str, np.ndarray], dict]:
-    """The tensors of a matrix, and its entry in the metadata; `shape` is (..., N, K), whose rows are flattened in `w`."""
+def matrix_entry(w: Weights, shape: tuple[int, ...], stored: str) -> dict[str, Any]:
+    """What the metadata says of a matrix."""
+    return {"form": form_of(w), "shape": list(shape), "group_size": w.group_size, "stored": stored}
+
+
+def matrix_parts(name: str, w: Weights, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """The tensors of a matrix; `shape` is (..., N, K), whose rows are flattened in `w`."""
     lead = shape[:-1]
     grid = (*lead, w.k // w.group_size)
     four = isinstance(w, Int4Weights) or (isinstance(w, WideWeights) and w.bits == 4)
@@ -140,7 +153,7 @@ def matrix_parts(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> 
         array = getattr(w, part, None)
         if array is not None:
             parts[f"{name}.{part}"] = array
-    return parts, {"form": form_of(w), "shape": list(shape), "group_size": w.group_size, "stored": stored}
+    return parts
 
 
 def container_matrices(file: SafetensorsFile) -> dict[str, dict[str, Any]] | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import FormatError
 from .checkpoint import PLAIN, Checkpoint, StoredTensor, open_checkpoint
-from .container import LAYOUT, SafetensorsWriter, matrix_parts
+from .container import LAYOUT, SafetensorsWriter, matrix_entry
 from .ggml import to_ggml
 from .gguf import GGUFFile
 from .gguf_writer import GGUFWriter, tensor_bytes
@@ -240,11 +240,11 @@ def _write_tensor(
 
         def write(w: Weights) -> Parts:
             settings.check(w, f"{checkpoint.path}: tensor {_short(t.name)}")
-            return settings.target.parts(t.name, w, t.shape, t.stored)
+            return settings.target.parts(t.name, w, t.shape)
 
         w, parts, error = _adapted(checkpoint, t, options, write)
         if options.to == "assay":
-            shard.matrices[t.name] = matrix_parts(t.name, w, t.shape, t.stored)[1]
+            shard.matrices[t.name] = matrix_entry(w, t.shape, t.stored)
         for name, (array, dtype) in parts.items():
             writer.add(name, array, dtype)
         shard.tally.add(t, label(w, options.to), writer.nbytes - before, error)

@@ -4,6 +4,8 @@ One pass, no search and no calibration data: the plain quantisers of the formats
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from .weights import Int8Weights, Weights, WideWeights
 from .wide import NF4_VALUES
 
 __all__ = ["round_to"]
+
+_CHUNK = 1 << 20  # weights rounded at a time
 
 
 def _steps(values: np.ndarray) -> np.ndarray:
@@ -94,11 +98,11 @@ def _mxfp4(w: np.ndarray) -> WideWeights:
     return WideWeights(_nearest(groups, scales, MXFP4_VALUES).reshape(w.shape), scales, None, 32, MXFP4_VALUES)
 
 
-def _nvfp4(w: np.ndarray) -> WideWeights:
-    """Block scales in E4M3 under one float32 scale, by which they are divided, that takes the largest to 448."""
+def _nvfp4(w: np.ndarray, widest: np.float32) -> WideWeights:
+    """Block scales in E4M3 under one float32 scale, by which they are divided, that takes the widest weight's to 448."""
     groups = w.reshape(len(w), -1, 16)
     amax = np.abs(groups).max(-1)
-    factor = np.float32(448 * 6) / np.maximum(amax.max(), np.float32(1e-30))
+    factor = np.float32(448 * 6) / np.maximum(widest, np.float32(1e-30))
     values = ue4m3_half(np.arange(127, dtype=np.uint8))
     wanted = amax / np.float32(12) * factor
     code = np.searchsorted((values[1:] + values[:-1]) / 2, wanted)
@@ -123,7 +127,7 @@ _ROUNDERS: dict[str, tuple[int, Callable[[np.ndarray, int], Weights]]] = {  # K 
     "assay": (1, lambda w, g: _int4(w, g, False)),
     "nf4": (64, lambda w, _: _table(w, 64, NF4_VALUES, half=False)),
     "mxfp4": (32, lambda w, _: _mxfp4(w)),
-    "nvfp4": (16, lambda w, _: _nvfp4(w)),
+    "nvfp4": (16, lambda w, _: _nvfp4(w, np.abs(w).max())),
     "q4_0": (32, lambda w, _: _int4(w, 32, True)),
     "q4_1": (32, lambda w, _: _with_minimum(w, 32, 15)),
     "q5_0": (32, lambda w, _: _q5_0(w, 32)),
@@ -134,6 +138,16 @@ _ROUNDERS: dict[str, tuple[int, Callable[[np.ndarray, int], Weights]]] = {  # K 
     "q6_k": (256, lambda w, _: _q6_k(w)),
     "iq4_nl": (32, lambda w, _: _table(w, 32, IQ4_VALUES, half=True)),
 }
+
+
+def _join(parts: list[Weights]) -> Weights:
+    """The rows of all parts, which have one form."""
+    if len(parts) == 1:
+        return parts[0]
+    names = ("q", "scales", "zeros", "minimum")
+    there = [name for name in names if getattr(parts[0], name, None) is not None]
+    joined: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in there}
+    return replace(parts[0], **joined)
 
 
 def round_to(w: np.ndarray, target: str, group_size: int = 128) -> Weights:
@@ -153,9 +167,13 @@ def round_to(w: np.ndarray, target: str, group_size: int = 128) -> Weights:
         raise FormatError(f"weights: expected K a multiple of {multiple} ({target}), got K = {w.shape[1]}")
     if multiple <= 8 and w.shape[1] % group_size:
         raise FormatError(f"weights: expected K a multiple of group_size = {group_size}, got K = {w.shape[1]}")
+    if target == "nvfp4":
+        widest = max(w.max(), -w.min())
+        rounder = lambda part, _: _nvfp4(part, widest)  # noqa: E731
+    rows = max(1, _CHUNK // w.shape[1])  # bounded scratch memory, whatever the matrix
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            return rounder(w, group_size)
+            return _join([rounder(w[at : at + rows], group_size) for at in range(0, len(w), rows)])
     except FormatError:
         raise
     except ValueError as exc:  # a scale that float16 does not hold is infinite

@@ -26,14 +26,14 @@ class Target:
     Attributes
     ----------
     parts : callable
-        (name of the matrix, weights, shape, stored) to tensors; FormatError where the format cannot hold the weights.
+        (name of the matrix, weights, shape) to tensors; FormatError where the format cannot hold the weights.
     settings : callable
         Weights to what the whole checkpoint's configuration says of them; equal for all matrices of a checkpoint.
     config : callable
         Those settings to ``quantization_config``.
     """
 
-    parts: Callable[[str, Weights, tuple[int, ...], str], Parts]
+    parts: Callable[[str, Weights, tuple[int, ...]], Parts]
     settings: Callable[[Weights], dict[str, Any]] = lambda w: {}
     config: Callable[[dict[str, Any]], dict[str, Any] | None] = lambda settings: None
 
@@ -51,12 +51,12 @@ def _dotted(name: str, tensors: dict[str, np.ndarray]) -> Parts:
     return {f"{_module(name)}.{suffix}": (array, None) for suffix, array in tensors.items()}
 
 
-def _assay(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> Parts:
-    return {part: (array, None) for part, array in matrix_parts(name, w, shape, stored)[0].items()}
+def _assay(name: str, w: Weights, shape: tuple[int, ...]) -> Parts:
+    return {part: (array, None) for part, array in matrix_parts(name, w, shape).items()}
 
 
 def _gptq(version: int) -> Target:
-    def parts(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> Parts:
+    def parts(name: str, w: Weights, shape: tuple[int, ...]) -> Parts:
         _flat(shape, "GPTQ")
         return _dotted(name, to_gptq(as_int4(w), version=version, zero_16="carry"))
 
@@ -70,7 +70,7 @@ def _gptq(version: int) -> Target:
     return Target(parts, settings, lambda s: base | s)
 
 
-def _awq_parts(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> Parts:
+def _awq_parts(name: str, w: Weights, shape: tuple[int, ...]) -> Parts:
     _flat(shape, "AWQ")
     return _dotted(name, to_awq(as_int4(w)))
 
@@ -79,7 +79,7 @@ def _awq_config(settings: dict[str, Any]) -> dict[str, Any]:
     return {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True} | settings
 
 
-def _compressed_parts(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> Parts:
+def _compressed_parts(name: str, w: Weights, shape: tuple[int, ...]) -> Parts:
     _flat(shape, "compressed-tensors")
     narrow = as_int4(w)
     if narrow.perm is not None:
@@ -98,7 +98,7 @@ def _compressed_config(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _mxfp4_parts(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> Parts:
+def _mxfp4_parts(name: str, w: Weights, shape: tuple[int, ...]) -> Parts:
     tensors = to_mxfp4(w)
     lead = shape[:-1]
     return {
@@ -107,7 +107,7 @@ def _mxfp4_parts(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> 
     }
 
 
-def _nvfp4_parts(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> Parts:
+def _nvfp4_parts(name: str, w: Weights, shape: tuple[int, ...]) -> Parts:
     _flat(shape, "NVFP4")
     tensors = to_nvfp4(w)
     module = _module(name)
@@ -128,7 +128,7 @@ def _nvfp4_config(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _nf4_parts(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> Parts:
+def _nf4_parts(name: str, w: Weights, shape: tuple[int, ...]) -> Parts:
     _flat(shape, "bitsandbytes")
     tensors = to_bnb4(w)
     state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": list(shape)}
@@ -141,7 +141,7 @@ def _nf4_parts(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> Pa
     }
 
 
-def _hqq_parts(name: str, w: Weights, shape: tuple[int, ...], stored: str) -> Parts:
+def _hqq_parts(name: str, w: Weights, shape: tuple[int, ...]) -> Parts:
     _flat(shape, "HQQ")
     tensors = to_hqq_float(as_wide(w, 4), dtype="float32")
     numbers = {"shape": list(shape), "group_size": w.group_size, "axis": 1, "nbits": 4}

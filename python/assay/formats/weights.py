@@ -12,7 +12,6 @@ Every quantised format is read into one of three, without changing a weight:
 This module only holds arrays and moves weights from form to form where that is exact.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -329,12 +328,15 @@ class ConversionError(NamedTuple):
 
 def conversion_error(before: np.ndarray, after: np.ndarray) -> ConversionError:
     """Error of `after` against `before`, both float [N, K] and finite; 0 for matrices of zeros that stayed so."""
-    off = after.astype(np.float64) - before
+    lost_max = lost_sum = whole_max = whole_sum = 0.0
+    rows = max(1, (1 << 20) // max(before.shape[1], 1))  # bounded scratch memory, whatever the matrix
+    for at in range(0, len(before), rows):
+        whole = before[at : at + rows].astype(np.float64)
+        off = after[at : at + rows] - whole
+        lost_max, whole_max = max(lost_max, float(np.abs(off).max())), max(whole_max, float(np.abs(whole).max()))
+        lost_sum, whole_sum = lost_sum + float(np.square(off).sum()), whole_sum + float(np.square(whole).sum())
 
-    def relative(measure: Callable[[np.ndarray], Any]) -> float:
-        lost, whole = float(measure(off)), float(measure(before.astype(np.float64)))
-        return lost / whole if whole else (0.0 if not lost else float("inf"))
+    def relative(lost: float, of: float) -> float:
+        return lost / of if of else (0.0 if not lost else float("inf"))
 
-    return ConversionError(
-        relative(lambda x: np.abs(x).max(initial=0)), relative(lambda x: np.sqrt(np.square(x).mean()) if x.size else 0)
-    )
+    return ConversionError(relative(lost_max, whole_max), relative(lost_sum, whole_sum) ** 0.5)
