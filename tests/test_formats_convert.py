@@ -526,8 +526,8 @@ def test_newer_layout_and_unreadable_types(tmp_path):
         f.finish({"format": "assay", "assay_layout": "2", "matrices": "{}"})
     with pytest.raises(FormatError, match="assay_layout: expected 1, got '2'"):
         open_checkpoint(path)
-    source = write_gguf(tmp_path / "q2.gguf", {"t.weight": (np.zeros((2, 84), np.uint8), "Q2_K", (2, 256))})
-    with pytest.raises(FormatError, match=r"tensor 't\.weight': Q2_K cannot be read, only inspected"):
+    source = write_gguf(tmp_path / "iq2.gguf", {"t.weight": (np.zeros((2, 82), np.uint8), "IQ2_S", (2, 256))})
+    with pytest.raises(FormatError, match=r"tensor 't\.weight': IQ2_S cannot be read, only inspected"):
         convert(source, tmp_path / "out", Options())
     assert not (tmp_path / "out").exists()
     assert main(["inspect", str(source)]) == 0

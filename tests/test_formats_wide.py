@@ -42,7 +42,7 @@ BLOCKS = {t.name: t for t in GGML_TYPES.values()}
 #: Bytes of a block that hold the high half of a float16, or a scale that may be NaN.
 SCALE_BYTES = {
     "Q4_1": (1, 3), "Q5_1": (1, 3), "Q4_K": (1, 3), "Q5_K": (1, 3), "Q6_K": (209,), "MXFP4": (0,),
-    "NVFP4": (0, 1, 2, 3),
+    "NVFP4": (0, 1, 2, 3), "Q2_K": (81, 83), "Q3_K": (109,),
 }  # fmt: skip
 
 
@@ -106,8 +106,8 @@ def test_what_holds_what(kind, holds):
 
 
 def test_ggml_refuses():
-    with pytest.raises(FormatError, match=r"t: expected a type of Q4_0, .*, got Q2_K"):
-        from_ggml(np.zeros((1, 84), np.uint8), "Q2_K", name="t")
+    with pytest.raises(FormatError, match=r"t: expected a type of Q4_0, .*, got IQ2_S"):
+        from_ggml(np.zeros((1, 82), np.uint8), "IQ2_S", name="t")
     with pytest.raises(FormatError, match=r"t: expected rows of whole Q4_K blocks \(144 bytes\), got uint8 \[1, 100\]"):
         from_ggml(np.zeros((1, 100), np.uint8), "Q4_K", name="t")
     rows = blocks("Q5_1")
@@ -227,7 +227,7 @@ def test_int4_and_int8_pack_to_the_same_weights():
         assert np.array_equal(pack(**w.pack_args()).dequantize(), w.dequantize())
 
 
-@pytest.mark.parametrize("kind", ["Q4_1", "Q4_K", "Q5_1", "Q5_K", "Q6_K", "MXFP4", "NVFP4", "IQ4_XS"])
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_1", "Q4_K", "Q5_1", "Q5_K", "Q6_K", "MXFP4", "NVFP4", "IQ4_XS"])
 def test_wide_packs_to_the_same_weights(kind):
     pack_wide = getattr(assay, "pack_wide", None)
     if pack_wide is None:

@@ -27,14 +27,14 @@ __all__ = ["PLAIN", "RUNS_AS", "RUN_BITS", "Checkpoint", "StoredTensor", "open_c
 
 #: Form in which a stored type runs, group by group exact unless `formats.md` says otherwise.
 RUNS_AS = {
-    "Q4_0": "int4", "Q4_1": "wide4", "Q5_0": "int8", "Q5_1": "wide8", "Q8_0": "int8", "Q4_K": "wide4",
+    "Q2_K": "wide4", "Q3_K": "wide8", "Q4_0": "int4", "Q4_1": "wide4", "Q5_0": "int8", "Q5_1": "wide8", "Q8_0": "int8", "Q4_K": "wide4",
     "Q5_K": "wide8", "Q6_K": "wide8", "IQ4_NL": "wide4", "IQ4_XS": "wide4", "MXFP4": "wide4", "NVFP4": "wide4",
     "GPTQ": "int4", "GPTQ v2": "int4", "AWQ": "int4", "compressed-tensors": "int4", "HQQ": "wide4", "NF4": "wide4",
     "FP4": "wide4",
 }  # fmt: skip
 #: Bits a weight that a product reads, padding apart, of the types whose groups are fixed.
 RUN_BITS = {
-    "Q4_0": 4.5, "Q4_1": 6.0, "Q5_0": 8.5, "Q5_1": 10.0, "Q8_0": 8.5, "Q4_K": 6.0, "Q5_K": 10.0, "Q6_K": 10.0,
+    "Q2_K": 8.0, "Q3_K": 10.0, "Q4_0": 4.5, "Q4_1": 6.0, "Q5_0": 8.5, "Q5_1": 10.0, "Q8_0": 8.5, "Q4_K": 6.0, "Q5_K": 10.0, "Q6_K": 10.0,
     "IQ4_NL": 5.0, "IQ4_XS": 5.0, "MXFP4": 5.0, "NVFP4": 6.0,
 }  # fmt: skip
 #: Types that are no codes: kept as they are.

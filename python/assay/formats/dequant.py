@@ -178,6 +178,49 @@ def iq4_xs_scales(b: np.ndarray) -> np.ndarray:
     return _f16(b, 0) * scale.astype(np.float32)
 
 
+def q2_k_scales(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``d * scale`` and ``dmin * min`` of the sixteen sub-blocks of Q2_K, float32 [n, 16], 4 bits each."""
+    return _f16(b, 80) * (b[:, :16] & np.uint8(15)).astype(np.float32), _f16(b, 82) * (b[:, :16] >> np.uint8(4)).astype(
+        np.float32
+    )
+
+
+def q2_codes(qs: np.ndarray) -> np.ndarray:
+    """Codes 0..3 [n, 256] of 64 bytes: of every 32 bytes bits 0-1 are the first 32 weights, 2-3 the next, and so on."""
+    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
+    return (qs.reshape(-1, 2, 1, 32) >> shifts & np.uint8(3)).reshape(-1, 256)
+
+
+def q3_k_scales(b: np.ndarray) -> np.ndarray:
+    """``d * scale`` of the sixteen sub-blocks of Q3_K, float32 [n, 16].
+
+    Twelve bytes hold sixteen 6-bit scales less 32: bytes 0-7 the low nibbles, of scales 0-7 low and of 8-15 high; byte
+    8 + i bits 2j and up the two high bits of scale 4j + i.
+    """
+    packed = b[:, 96:108]
+    low = np.concatenate([packed[:, :8] & np.uint8(15), packed[:, :8] >> np.uint8(4)], axis=1)
+    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(1, 4, 1)
+    high = (packed[:, None, 8:] >> shifts & np.uint8(3)).reshape(-1, 16)
+    scale = (low | high << np.uint8(4)).view(np.int8) - np.int8(32)
+    return _f16(b, 108) * scale.astype(np.float32)
+
+
+def q3_codes(b: np.ndarray) -> np.ndarray:
+    """Codes -4..3 of Q3_K, int8 [n, 256]: two bits in bytes 32-95, less 4 where the bit in bytes 0-31 is not set."""
+    high = np.unpackbits(b[:, :32, None], axis=2, bitorder="little").transpose(0, 2, 1).reshape(-1, 256)
+    return q2_codes(b[:, 32:96]).view(np.int8) - ((high ^ np.uint8(1)) << np.uint8(2)).view(np.int8)
+
+
+def _q2_k(b: np.ndarray) -> np.ndarray:
+    d, m = q2_k_scales(b)
+    q = q2_codes(b[:, 16:80]).reshape(-1, 16, 16)
+    return (d[:, :, None] * q.astype(np.float32) - m[:, :, None]).reshape(-1, 256)
+
+
+def _q3_k(b: np.ndarray) -> np.ndarray:
+    return (q3_k_scales(b)[:, :, None] * q3_codes(b).reshape(-1, 16, 16).astype(np.float32)).reshape(-1, 256)
+
+
 def _iq4_nl(b: np.ndarray) -> np.ndarray:
     return _f16(b, 0) * IQ4_VALUES[_halves(b[:, None, 2:])]
 
@@ -205,6 +248,8 @@ _DEQUANTIZERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
     "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,

@@ -10,6 +10,7 @@ Q5_1                 d q + m, q 0..31                              `WideWeights`
 Q8_0                 d q                                           `Int8Weights`, group 32
 Q4_K, Q5_K           (d sc) q - (dmin m), 6-bit sc and m           `WideWeights` of 4 and 8 bits, group 32
 Q6_K                 (d sc) (q - 32), int8 sc                      `WideWeights` of 8 bits, group 16
+Q2_K, Q3_K           (d sc) q - (dmin m); (d sc) (q - 4)           `WideWeights` of 4 and 8 bits, group 16; read only
 IQ4_NL, IQ4_XS       d table[q], (d sc) table[q]                   `WideWeights` of 4 bits with a codebook, group 32
 MXFP4                2^(e - 128) table[q]                          `WideWeights` of 4 bits with a codebook, group 32
 NVFP4                (ue4m3 / 2) table[q]                          `WideWeights` of 4 bits with a codebook, group 16
@@ -37,6 +38,10 @@ from .dequant import (
     _k_scales,
     e8m0_half,
     iq4_xs_scales,
+    q2_codes,
+    q2_k_scales,
+    q3_codes,
+    q3_k_scales,
     ue4m3_half,
 )
 from .int4 import Int4Weights, _blocks, from_q4_0, to_q4_0
@@ -80,6 +85,15 @@ def _q5_1(b: np.ndarray) -> _Parts:
 
 def _q8_0(b: np.ndarray) -> _Parts:
     return b[:, 2:].view(np.int8), _half_at(b, 0)[:, None], None, None
+
+
+def _q2_k(b: np.ndarray) -> _Parts:
+    d, m = q2_k_scales(b)
+    return q2_codes(b[:, 16:80]), d, -m, None
+
+
+def _q3_k(b: np.ndarray) -> _Parts:
+    return q3_codes(b), q3_k_scales(b), None, None
 
 
 def _q4_k(b: np.ndarray) -> _Parts:
@@ -127,6 +141,8 @@ _READ: dict[str, tuple[int, int, Callable[[np.ndarray], _Parts]]] = {  # bytes a
     "Q5_0": (22, 32, _q5_0),
     "Q5_1": (24, 32, _q5_1),
     "Q8_0": (34, 32, _q8_0),
+    "Q2_K": (84, 16, _q2_k),
+    "Q3_K": (110, 16, _q3_k),
     "Q4_K": (144, 32, _q4_k),
     "Q5_K": (176, 32, _q5_k),
     "Q6_K": (210, 16, _q6_k),
