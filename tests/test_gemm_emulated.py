@@ -1,4 +1,5 @@
-"""The AVX-512 INT4, int8 and wide GEMM on any x86 CPU with AVX2: the kernel's own source, its intrinsics emulated, against portable C."""
+"""The AVX-VNNI, AVX-512 and AMX GEMMs on any x86 CPU with AVX2: the kernels' own source, their intrinsics emulated, against
+portable C."""
 
 import numpy as np
 import pytest
@@ -8,6 +9,10 @@ from test_int8_gemm import weights as weights8
 from test_wide_gemm import CASES, CODEBOOKS
 from test_wide_gemm import SHAPES as WIDE_SHAPES
 from test_wide_gemm import weights as weights_wide
+
+#: Rows of a call, by tier: AMX leaves calls of up to six rows to AVX-512; its row blocks end at 32, its tiles at 16.
+ROWS = {"avxvnni": (1, 2, 3, 6, 7, 13), "avx512vnni": (1, 2, 3, 4, 5, 6, 7, 8, 13), "amx": (2, 7, 16, 17, 32, 33, 41)}
+TIERS = sorted(ROWS)
 
 
 def bits(array, ctype, ffi):
@@ -58,9 +63,10 @@ def run8(emulated, isa, a, packed, n, k, group_size):
     return out
 
 
+@pytest.mark.parametrize("isa", TIERS)
 @pytest.mark.parametrize(("n", "k", "group_size"), [*SHAPES, (32, 512, 512)])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
-def test_avx512_equals_portable_c_bit_for_bit(emulated, n, k, group_size, symmetric):
+def test_int4_equals_portable_c_bit_for_bit(emulated, isa, n, k, group_size, symmetric):
     ffi, lib = emulated
     qweight, scales, zeros = weights(n, k, group_size, symmetric)
     size = lib.assay_w4_packed_bytes(n, k, group_size, symmetric)
@@ -70,17 +76,18 @@ def test_avx512_equals_portable_c_bit_for_bit(emulated, n, k, group_size, symmet
         ffi.NULL if zeros is None else bits(zeros, "uint8_t *", ffi), packed[0], 1,
     )  # fmt: skip
     assert status == lib.ASSAY_OK
-    for m in (1, 2, 3, 4, 5, 6, 7, 8, 13):
+    for m in ROWS[isa]:
         a = activations(m, k)
         if m > 2:
             a[1, k // 2] = np.inf
         for a16 in (False, True):
-            got = run(emulated, "avx512vnni", a16, a, packed, n, k, group_size, symmetric)
+            got = run(emulated, isa, a16, a, packed, n, k, group_size, symmetric)
             np.testing.assert_array_equal(got, run(emulated, "scalar", a16, a, packed, n, k, group_size, symmetric))
 
 
+@pytest.mark.parametrize("isa", TIERS)
 @pytest.mark.parametrize(("n", "k", "group_size"), [*SHAPES, (32, 512, 512)])
-def test_avx512_int8_equals_portable_c_bit_for_bit(emulated, n, k, group_size):
+def test_int8_equals_portable_c_bit_for_bit(emulated, isa, n, k, group_size):
     ffi, lib = emulated
     qweight, scales = weights8(n, k, group_size)
     packed = aligned(ffi, lib.assay_w8_packed_bytes(n, k, group_size))
@@ -88,9 +95,9 @@ def test_avx512_int8_equals_portable_c_bit_for_bit(emulated, n, k, group_size):
         n, k, group_size, bits(qweight, "int8_t *", ffi), bits(scales, "uint16_t *", ffi), packed[0], 1
     )
     assert status == lib.ASSAY_OK
-    for m in (1, 2, 3, 6, 7, 13):
+    for m in ROWS[isa]:
         a = activations(m, k)
-        got = run8(emulated, "avx512vnni", a, packed, n, k, group_size)
+        got = run8(emulated, isa, a, packed, n, k, group_size)
         np.testing.assert_array_equal(got, run8(emulated, "scalar", a, packed, n, k, group_size))
 
 
@@ -106,9 +113,10 @@ def run_wide(emulated, isa, a16, a, w, n, k):
     return out
 
 
+@pytest.mark.parametrize("isa", TIERS)
 @pytest.mark.parametrize(("n", "k", "group_size"), WIDE_SHAPES)
 @pytest.mark.parametrize(("width", "codebook"), CASES)
-def test_avx512_wide_equals_portable_c_bit_for_bit(emulated, n, k, group_size, width, codebook):
+def test_wide_equals_portable_c_bit_for_bit(emulated, isa, n, k, group_size, width, codebook):
     ffi, lib = emulated
     book = CODEBOOKS.get(codebook)
     for minimum in (False, True):
@@ -124,8 +132,8 @@ def test_avx512_wide_equals_portable_c_bit_for_bit(emulated, n, k, group_size, w
             {"n": n, "k": k, "group_size": group_size, "bits": width, "has_minimum": minimum,
              "codebook": list(range(16)) if book is None else book.tolist(), "data": packed[0]},
         )  # fmt: skip
-        for m in (1, 3, 6, 8, 13):
+        for m in ROWS[isa]:
             a = activations(m, k)
             for a16 in (False, True):
-                got = run_wide(emulated, "avx512vnni", a16, a, w, n, k)
+                got = run_wide(emulated, isa, a16, a, w, n, k)
                 np.testing.assert_array_equal(got, run_wide(emulated, "scalar", a16, a, w, n, k))

@@ -5,6 +5,7 @@
  * high nibble of v + 128. Where the codebook is 0..15 the code is all there is. Eight products of 15 x 127 x 2 fit int16.
  * a16. 4 bits: vpermps over each half of the codebook and a blend by bit 3; 8 bits: two shifts and a conversion. */
 #include "../gemm_avx2.h"
+#include "../gemm_blocks.h"
 
 enum { MR8 = 6, MR16 = 4 };
 enum kind { PLAIN4, TABLE4, BYTE8 };
@@ -13,10 +14,10 @@ INLINE const assay_wide_args *wide(const assay_gemm_args *p) { return (const ass
 
 INLINE __m256 term(const uint8_t *at, int v) { return _mm256_load_ps((const float *)at + 8 * v); }
 
-INLINE void prefetch_header(const assay_wide_args *w, const uint8_t *block, const int64_t *reach) {
+INLINE void prefetch_header(const assay_wide_args *w, const uint8_t *block, const int64_t *far) {
     for (int h = 0; h < 2; h++)
-        if (reach[h])
-            for (int i = 0; i <= w->minimum; i++) prefetch(block + i * ASSAY_TERM_BYTES + 64 * h + reach[h]);
+        if (far[h])
+            for (int i = 0; i <= w->minimum; i++) prefetch(block + i * ASSAY_TERM_BYTES + 64 * h + far[h]);
 }
 
 INLINE void add_minimum(const assay_wide_args *w, const uint8_t *block, int rows, const float *terms, __m256 *f) {
@@ -63,14 +64,15 @@ INLINE void dot(const uint8_t *lines, const int32_t *a, int rows, int64_t k, int
     }
 }
 
-INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, int64_t ahead, int halves, enum kind kind) {
+INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows,
+                   const enum kind kind) {
     const assay_wide_args *w = wide(p);
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
     const int32_t *a = (const int32_t *)((const int8_t *)p->values + row0 * l->k_padded);
     const float *scale = p->scale + row0 * l->groups, *terms = w->terms + row0 * l->groups;
     const int32_t *comp = p->comp + row0 * l->groups;
-    const int64_t reach[2] = {halves & 1 ? ahead : 0, halves & 2 ? ahead : 0};
+    const int64_t *far = ahead->line; /* one for each half of the columns */
     const __m128i bytes = _mm_xor_si128(_mm_loadu_si128((const __m128i *)w->whole), _mm_set1_epi8((char)0x80));
     const __m128i nibble = _mm_set1_epi8(15);
     const tables tab = {_mm256_broadcastsi128_si256(_mm_and_si128(bytes, nibble)),
@@ -80,7 +82,7 @@ INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, 
     for (int i = 0; i < 4 * rows; i++) f[i] = _mm256_setzero_ps();
     for (int64_t g = 0; g < l->groups; g++, scale += rows, comp += rows, terms += rows) {
         const uint8_t *block = assay_wide_block(w, tile, g), *lines = assay_wide_lines(w, block);
-        prefetch_header(w, block, reach);
+        prefetch_header(w, block, far);
         __m256i sum[4][MR8];
         for (int v = 0; v < 4; v++)
             for (int r = 0; r < rows; r++) sum[v][r] = _mm256_set1_epi32(comp[r]);
@@ -89,7 +91,7 @@ INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, 
                 __m256i more[MR8];
                 /* Two quarters share a line: the even one asks for it. */
                 dot(lines + k / 32 * lines32 + 32 * v, a + k / 4 * rows, rows, assay_min_i64(32, l->group_padded - k),
-                    v % 2 ? 0 : reach[v / 2], kind, tab, more);
+                    v % 2 ? 0 : far[v / 2], kind, tab, more);
                 for (int r = 0; r < rows; r++) sum[v][r] = _mm256_add_epi32(sum[v][r], more[r]);
             }
         for (int v = 0; v < 4; v++) {
@@ -117,25 +119,26 @@ INLINE __m256 value(__m256i u, int b, enum kind kind, __m256 below, __m256 above
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(below, code), _mm256_permutevar8x32_ps(above, code), chooser);
 }
 
-INLINE void block16(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, int64_t ahead, int halves, enum kind kind) {
+INLINE void block16(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows,
+                    const enum kind kind) {
     const assay_wide_args *w = wide(p);
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
     const float *x = (const float *)p->values + row0 * l->k_padded, *terms = w->terms + row0 * l->groups;
-    const int64_t reach[2] = {halves & 1 ? ahead : 0, halves & 2 ? ahead : 0};
+    const int64_t *far = ahead->line; /* one for each half of the columns */
     const __m256 below = _mm256_loadu_ps(w->codebook), above = _mm256_loadu_ps(w->codebook + 8);
     __m256 f[4 * MR16];
     for (int i = 0; i < 4 * rows; i++) f[i] = _mm256_setzero_ps();
     for (int64_t g = 0; g < l->groups; g++, terms += rows) {
         const uint8_t *block = assay_wide_block(w, tile, g);
-        prefetch_header(w, block, reach);
+        prefetch_header(w, block, far);
         for (int h = 0; h < 2; h++) {
             const uint8_t *at = assay_wide_lines(w, block) + 64 * h;
             const float *xk = x;
             __m256 part[2 * MR16];
             for (int i = 0; i < 2 * rows; i++) part[i] = _mm256_setzero_ps();
             for (int64_t i = 0; i < l->group_padded; i += kind == BYTE8 ? 4 : 8, at += 128) {
-                if (reach[h]) prefetch(at + reach[h]);
+                if (far[h]) prefetch(at + far[h]);
                 const __m256i u0 = _mm256_load_si256((const __m256i *)at);
                 const __m256i u1 = _mm256_load_si256((const __m256i *)(at + 32));
                 for (int b = 0; b < (kind == BYTE8 ? 4 : 8); b++, xk += rows) {
@@ -159,28 +162,17 @@ INLINE void block16(const assay_gemm_args *p, int64_t t, int64_t row0, int rows,
     store_rows(p, f, t, row0, rows);
 }
 
-#define KINDS(name, kind, r)                                                                                         \
-    KERNEL void name##_##kind##_##r(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t ahead, int halves) {  \
-        name(p, t, row0, r, ahead, halves, kind);                                                                    \
-    }
-#define KINDS8(kind)                                                                                                 \
-    KINDS(block8, kind, 1) KINDS(block8, kind, 2) KINDS(block8, kind, 3)                                             \
-    KINDS(block8, kind, 4) KINDS(block8, kind, 5) KINDS(block8, kind, 6)
-#define KINDS16(kind) KINDS(block16, kind, 1) KINDS(block16, kind, 2) KINDS(block16, kind, 3) KINDS(block16, kind, 4)
-KINDS8(PLAIN4) KINDS8(TABLE4) KINDS8(BYTE8)
-KINDS16(TABLE4) KINDS16(BYTE8)
-
-#define LIST8(kind) {block8_##kind##_1, block8_##kind##_2, block8_##kind##_3, block8_##kind##_4, block8_##kind##_5, block8_##kind##_6}
-#define LIST16(kind) {block16_##kind##_1, block16_##kind##_2, block16_##kind##_3, block16_##kind##_4}
+KINDS6(block8, PLAIN4) KINDS6(block8, TABLE4) KINDS6(block8, BYTE8)
+KINDS4(block16, TABLE4) KINDS4(block16, BYTE8)
 
 static void a8(const assay_wide_args *w, int64_t begin, int64_t end) {
-    static const block_fn blocks[3][MR8] = {LIST8(PLAIN4), LIST8(TABLE4), LIST8(BYTE8)};
-    tiles(&w->gemm, begin, end, blocks[w->bits == 8 ? BYTE8 : w->plain ? PLAIN4 : TABLE4]);
+    static const block_fn blocks[3][MR8] = {{LIST6(block8, PLAIN4)}, {LIST6(block8, TABLE4)}, {LIST6(block8, BYTE8)}};
+    tiles(&w->gemm, begin, end, blocks[w->bits == 8 ? BYTE8 : w->plain ? PLAIN4 : TABLE4], 2);
 }
 
 static void a16(const assay_wide_args *w, int64_t begin, int64_t end) {
-    static const block_fn blocks[2][MR16] = {LIST16(TABLE4), LIST16(BYTE8)};
-    tiles(&w->gemm, begin, end, blocks[w->bits == 8]);
+    static const block_fn blocks[2][MR16] = {{LIST4(block16, TABLE4)}, {LIST4(block16, BYTE8)}};
+    tiles(&w->gemm, begin, end, blocks[w->bits == 8], 2);
 }
 
 const assay_wide_gemm_kernel assay_wide_gemm_avx2 = {MR8, MR16, a8, a16};

@@ -6,6 +6,7 @@
  * a16. 4 bits: a right shift and vpermps over the codebook; 8 bits: two shifts and a conversion; then an FMA a row.
  * A minimum costs one FMA more a group, row and half. */
 #include "../gemm_avx512.h"
+#include "../gemm_blocks.h"
 
 enum { MR8 = 6, MR16 = 8 };
 enum kind { PLAIN4, TABLE4, BYTE8 };
@@ -14,10 +15,10 @@ INLINE const assay_wide_args *wide(const assay_gemm_args *p) { return (const ass
 
 INLINE __m512 term(const uint8_t *at, int h) { return _mm512_load_ps((const float *)at + 16 * h); }
 
-INLINE void prefetch_header(const assay_wide_args *w, const uint8_t *block, const int64_t *reach) {
+INLINE void prefetch_header(const assay_wide_args *w, const uint8_t *block, const int64_t *far) {
     for (int h = 0; h < 2; h++)
-        if (reach[h])
-            for (int i = 0; i <= w->minimum; i++) prefetch(block + i * ASSAY_TERM_BYTES + 64 * h + reach[h]);
+        if (far[h])
+            for (int i = 0; i <= w->minimum; i++) prefetch(block + i * ASSAY_TERM_BYTES + 64 * h + far[h]);
 }
 
 /* Adds a group's scale and minimum terms: sum holds I_g or p, s_w's factor is `by` (a8: s_a). */
@@ -38,14 +39,15 @@ INLINE void add_group(const assay_wide_args *w, const uint8_t *block, int rows, 
         }
 }
 
-INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, int64_t ahead, int halves, enum kind kind) {
+INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows,
+                   const enum kind kind) {
     const assay_wide_args *w = wide(p);
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
     const int32_t *a = (const int32_t *)((const int8_t *)p->values + row0 * l->k_padded);
     const float *scale = p->scale + row0 * l->groups, *terms = w->terms + row0 * l->groups;
     const int32_t *comp = p->comp + row0 * l->groups;
-    const int64_t reach[2] = {halves & 1 ? ahead : 0, halves & 2 ? ahead : 0};
+    const int64_t *far = ahead->line; /* one for each half of the columns */
     const __m512i nibble = _mm512_set1_epi8(15);
     const __m512i table = _mm512_broadcast_i32x4(
         _mm_xor_si128(_mm_loadu_si128((const __m128i *)w->whole), _mm_set1_epi8((char)0x80)));
@@ -53,12 +55,12 @@ INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, 
     for (int i = 0; i < 2 * rows; i++) f[i] = _mm512_setzero_ps();
     for (int64_t g = 0; g < l->groups; g++, scale += rows, comp += rows, terms += rows) {
         const uint8_t *block = assay_wide_block(w, tile, g), *at = assay_wide_lines(w, block);
-        prefetch_header(w, block, reach);
+        prefetch_header(w, block, far);
         __m512i acc[2 * MR8];
         for (int r = 0; r < rows; r++) acc[2 * r] = acc[2 * r + 1] = _mm512_set1_epi32(comp[r]);
         for (int64_t i = 0; i < l->group_padded; i += kind == BYTE8 ? 4 : 8, at += 128) {
-            if (reach[0]) prefetch(at + reach[0]);
-            if (reach[1]) prefetch(at + 64 + reach[1]);
+            if (far[0]) prefetch(at + far[0]);
+            if (far[1]) prefetch(at + 64 + far[1]);
             for (int high = 0; high < (kind == BYTE8 ? 1 : 2); high++, a += rows) {
                 __m512i w0 = line(at), w1 = line(at + 64);
                 if (high) w0 = _mm512_srli_epi32(w0, 4), w1 = _mm512_srli_epi32(w1, 4);
@@ -80,24 +82,25 @@ INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, 
     store_rows(p, f, t, row0, rows);
 }
 
-INLINE void block16(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, int64_t ahead, int halves, enum kind kind) {
+INLINE void block16(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows,
+                    const enum kind kind) {
     const assay_wide_args *w = wide(p);
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
     const float *x = (const float *)p->values + row0 * l->k_padded, *terms = w->terms + row0 * l->groups;
-    const int64_t reach[2] = {halves & 1 ? ahead : 0, halves & 2 ? ahead : 0};
+    const int64_t *far = ahead->line; /* one for each half of the columns */
     const __m512 table = _mm512_loadu_ps(w->codebook);
     const __m512i flip = _mm512_set1_epi8((char)0x80);
     __m512 f[2 * MR16];
     for (int i = 0; i < 2 * rows; i++) f[i] = _mm512_setzero_ps();
     for (int64_t g = 0; g < l->groups; g++, terms += rows) {
         const uint8_t *block = assay_wide_block(w, tile, g), *at = assay_wide_lines(w, block);
-        prefetch_header(w, block, reach);
+        prefetch_header(w, block, far);
         __m512 part[2 * MR16];
         for (int i = 0; i < 2 * rows; i++) part[i] = _mm512_setzero_ps();
         for (int64_t i = 0; i < l->group_padded; i += kind == BYTE8 ? 4 : 8, at += 128) {
-            if (reach[0]) prefetch(at + reach[0]);
-            if (reach[1]) prefetch(at + 64 + reach[1]);
+            if (far[0]) prefetch(at + far[0]);
+            if (far[1]) prefetch(at + 64 + far[1]);
             for (int b = 0; b < (kind == BYTE8 ? 4 : 8); b++, x += rows) {
                 __m512 v[2];
                 for (int h = 0; h < 2; h++) {
@@ -123,31 +126,17 @@ INLINE void block16(const assay_gemm_args *p, int64_t t, int64_t row0, int rows,
     store_rows(p, f, t, row0, rows);
 }
 
-#define KINDS(name, kind, r)                                                                                         \
-    KERNEL void name##_##kind##_##r(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t ahead, int halves) {  \
-        name(p, t, row0, r, ahead, halves, kind);                                                                    \
-    }
-#define KINDS8(kind)                                                                                                 \
-    KINDS(block8, kind, 1) KINDS(block8, kind, 2) KINDS(block8, kind, 3)                                             \
-    KINDS(block8, kind, 4) KINDS(block8, kind, 5) KINDS(block8, kind, 6)
-#define KINDS16(kind)                                                                                                \
-    KINDS(block16, kind, 1) KINDS(block16, kind, 2) KINDS(block16, kind, 3) KINDS(block16, kind, 4)                  \
-    KINDS(block16, kind, 5) KINDS(block16, kind, 6) KINDS(block16, kind, 7) KINDS(block16, kind, 8)
-KINDS8(PLAIN4) KINDS8(TABLE4) KINDS8(BYTE8)
-KINDS16(TABLE4) KINDS16(BYTE8)
-
-#define LIST8(kind) {block8_##kind##_1, block8_##kind##_2, block8_##kind##_3, block8_##kind##_4, block8_##kind##_5, block8_##kind##_6}
-#define LIST16(kind) {block16_##kind##_1, block16_##kind##_2, block16_##kind##_3, block16_##kind##_4, \
-                      block16_##kind##_5, block16_##kind##_6, block16_##kind##_7, block16_##kind##_8}
+KINDS6(block8, PLAIN4) KINDS6(block8, TABLE4) KINDS6(block8, BYTE8)
+KINDS8(block16, TABLE4) KINDS8(block16, BYTE8)
 
 static void a8(const assay_wide_args *w, int64_t begin, int64_t end) {
-    static const block_fn blocks[3][MR8] = {LIST8(PLAIN4), LIST8(TABLE4), LIST8(BYTE8)};
-    tiles(&w->gemm, begin, end, blocks[w->bits == 8 ? BYTE8 : w->plain ? PLAIN4 : TABLE4]);
+    static const block_fn blocks[3][MR8] = {{LIST6(block8, PLAIN4)}, {LIST6(block8, TABLE4)}, {LIST6(block8, BYTE8)}};
+    tiles(&w->gemm, begin, end, blocks[w->bits == 8 ? BYTE8 : w->plain ? PLAIN4 : TABLE4], 2);
 }
 
 static void a16(const assay_wide_args *w, int64_t begin, int64_t end) {
-    static const block_fn blocks[2][MR16] = {LIST16(TABLE4), LIST16(BYTE8)};
-    tiles(&w->gemm, begin, end, blocks[w->bits == 8]);
+    static const block_fn blocks[2][MR16] = {{LIST8(block16, TABLE4)}, {LIST8(block16, BYTE8)}};
+    tiles(&w->gemm, begin, end, blocks[w->bits == 8], 2);
 }
 
 const assay_wide_gemm_kernel assay_wide_gemm_avx512vnni = {MR8, MR16, a8, a16};
