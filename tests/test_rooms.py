@@ -90,7 +90,7 @@ def test_commands_import_only_the_standard_library_at_the_top():
         assert roots <= sys.stdlib_module_names, path
 
 
-@pytest.mark.parametrize("command", [[], ["doctor"], ["calibrate"], ["predict"], ["inspect"], ["profile"]])
+@pytest.mark.parametrize("command", [[], ["doctor"], ["calibrate"], ["predict"], ["inspect"], ["convert"], ["profile"]])
 def test_help_loads_no_numpy(command):
     code = (
         "import sys\nfrom assay.cli import main\n"

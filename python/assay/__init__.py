@@ -23,6 +23,8 @@ _HOME = {
     "moe_route": "assay.ops.moe",
     "VerifyResult": "assay.ops.speculative",
     "verify_chain": "assay.ops.speculative",
+    "LoadedTensor": "assay.loading",
+    "load": "assay.loading",
     "AssayError": "assay.errors",
     "FormatError": "assay.errors",
     "ProfileError": "assay.errors",
