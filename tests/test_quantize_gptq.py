@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import assay
 from assay import reference
-from assay.quantize import gptq, inverse_factor
+from assay.quantize import inverse_factor, quantize_gptq
 
 
 def correlated(t, k, seed=0):
@@ -46,7 +46,10 @@ def paper(w, hessian, scales, zeros, group_size, order, percdamp):
     factor = np.linalg.cholesky(np.linalg.inv(h)).T
     left, codes = w[:, order].astype(np.float64), np.zeros(w.shape, np.uint8)
     for i, column in enumerate(order):
-        step, zero = scales[:, column // group_size].astype(np.float64), zeros[:, column // group_size].astype(np.float64)
+        step, zero = (
+            scales[:, column // group_size].astype(np.float64),
+            zeros[:, column // group_size].astype(np.float64),
+        )
         q = np.clip(np.rint(left[:, i] / step) + zero, 0, 15)
         codes[:, column] = q
         left[:, i + 1 :] -= np.outer((left[:, i] - (q - zero) * step) / factor[i, i], factor[i, i + 1 :])
@@ -60,7 +63,7 @@ def test_equals_the_paper(k, group_size, act_order):
     error of the output must be the paper's."""
     w, a = weights(8, k), correlated(400, k)
     h = (a.T @ a).astype(np.float64)
-    qweight, scales, zeros = gptq(w, h, group_size, False, act_order=act_order)
+    qweight, scales, zeros = quantize_gptq(w, h, group_size, False, act_order=act_order)
     order = np.argsort(-np.diag(h), kind="stable") if act_order else np.arange(k)
     codes = paper(w, h, scales, zeros, group_size, order, 0.01)
     assert (reference.unpack_nibbles(qweight, k) == codes).mean() > 0.98

@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import reference
 from .._ffi import as_tensor
-from ..quantize import QuantizationError, gptq, quantize_mse
+from ..quantize import QuantizationError, quantize_gptq, quantize_mse
 from ..quantize import quantization_error as measure_error
 from ._gemm import check_group
 
@@ -94,7 +94,7 @@ def quantize_int4(
             plain = quantize_mse(np.ascontiguousarray(block), group_size, symmetric, weight)
         parts.append(plain)
     if h is not None:
-        return gptq(array, h, group_size, symmetric, percdamp=percdamp, act_order=act_order)
+        return quantize_gptq(array, h, group_size, symmetric, percdamp=percdamp, act_order=act_order)
     qweight, scales, zeros = zip(*parts, strict=True)
     return np.concatenate(qweight), np.concatenate(scales), None if zeros[0] is None else np.concatenate(zeros)
 

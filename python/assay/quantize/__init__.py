@@ -5,7 +5,7 @@ Rounding to nearest without a search is :func:`assay.reference.quantize_int4`. A
 """
 
 from .error import QuantizationError, quantization_error
-from .gptq import gptq, inverse_factor
+from .gptq import inverse_factor, quantize_gptq
 from .search import best_scales, quantize_mse
 
-__all__ = ["QuantizationError", "best_scales", "gptq", "inverse_factor", "quantization_error", "quantize_mse"]
+__all__ = ["QuantizationError", "best_scales", "inverse_factor", "quantization_error", "quantize_gptq", "quantize_mse"]

@@ -55,7 +55,7 @@ def inverse_factor(hessian: np.ndarray, percdamp: float) -> np.ndarray:
                 ) from None
 
 
-def gptq(
+def quantize_gptq(
     w: np.ndarray,
     hessian: np.ndarray,
     group_size: int,
