@@ -13,6 +13,7 @@ Differences are paired, token by token, so their standard error is far smaller t
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -21,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,10 +36,13 @@ from quality import book, gemma
 
 WINDOW = 1024
 CALIBRATION_WINDOWS = 8
+#: Expected work, in windows scored.
+CALIBRATION_WEIGHT, QUANTIZE_WEIGHT = 0.5, {"llama.cpp Q4_0": 1.0, "rtn": 0.5, "mse": 3.0, "gptq": 10.0}
 #: Matrices that multiply the same activations, hence share a Hessian.
 SHARED = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
 
-Quantizer = Callable[[np.ndarray, np.ndarray], np.ndarray]
+#: Weights, and their Hessian where the method takes one, to the weights that a row computes with.
+Quantizer = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def all_rows() -> list[Row]:
 
 
 def quantizer(row: Row) -> Quantizer:
-    """(weights, Hessian) to the weights that the row computes with."""
+    """How the row quantises."""
     if row.weights == "llama.cpp Q4_0":
         from gguf import GGMLQuantizationType, quants
 
@@ -87,7 +92,7 @@ def quantizer(row: Row) -> Quantizer:
     assert group is not None
     assert symmetric is not None
 
-    def ours(w: np.ndarray, h: np.ndarray) -> np.ndarray:
+    def ours(w: np.ndarray, h: np.ndarray | None) -> np.ndarray:
         method = row.weights.partition(" ")[0]
         more = {"hessian": h, "act_order": "act-order" in row.weights} if method == "gptq" else {}
         qweight, scales, zeros = assay.quantize_int4(w, group, symmetric, method=method, **more)
@@ -99,45 +104,52 @@ def quantizer(row: Row) -> Quantizer:
 class Subject:
     """The model, its own weights, and the Hessians of its matrices' inputs."""
 
-    def __init__(self, model: object, calibration: list[torch.Tensor], bar: Progress) -> None:
+    def __init__(self, model: Any, calibration: list[torch.Tensor], bar: Progress) -> None:
         self.model, self.linears = model, gemma.linears(model)
         self.original = {name: linear.weight for name, linear in self.linears.items()}
         self.installed: tuple[str, int | None, bool | None] = ("float", None, None)
         self.weight_error = 0.0
-        for name in self._leaders():
-            k = self.original[name].shape[1]
-            self.linears[name].gram = torch.zeros(k, k, dtype=torch.float64)
-        for tokens in calibration:
-            model.model(input_ids=tokens[None], use_cache=False)
-            bar.advance(1.0, "calibration")
-        self.hessians = {name: self.linears[name].gram.numpy() for name in self._leaders()}
-        for name in self._leaders():
-            self.linears[name].gram = None
+        self._calibration, self._bar = calibration, bar
 
-    def _leaders(self) -> Iterator[str]:
-        yield from (names[0] for names in self._sharing())
+    @functools.cached_property
+    def hessians(self) -> dict[str, np.ndarray]:
+        """Of the float model's own activations, by the first of the matrices that share them."""
+        leaders = [self.linears[names[0]] for names in self._sharing()]
+        for linear in self.linears.values():
+            linear.activations = None
+        for linear in leaders:
+            linear.gram = torch.zeros(linear.weight.shape[1], linear.weight.shape[1], dtype=torch.float64)
+        for tokens in self._calibration:
+            self.model.model(input_ids=tokens[None], use_cache=False)
+            self._bar.advance(CALIBRATION_WEIGHT, "calibration")
+        found = {}
+        for names, linear in zip(self._sharing(), leaders, strict=True):
+            found[names[0]], linear.gram = linear.gram.numpy(), None
+        return found
 
     def _sharing(self) -> Iterator[list[str]]:
         for i in range(len(self.linears) // len(gemma.MATRICES)):
             yield from ([f"blk.{i}.{name}.weight" for name in names] for names in SHARED)
 
-    def install(self, row: Row) -> None:
-        """Puts the row's weights and activations in."""
+    def install(self, row: Row) -> float:
+        """Puts the row's weights and activations in; gives the work that it was, in windows scored."""
+        work = 0.0
         if row.matrices != self.installed:
             self._quantize(row)
             self.installed = row.matrices
+            work = QUANTIZE_WEIGHT.get(row.weights.partition(" act")[0], 0.0)
         for linear in self.linears.values():
             linear.activations = row.activations
+        return work
 
     def _quantize(self, row: Row) -> None:
         sums = np.zeros(2)
-        for names in self._sharing():
-            for name in names:
-                self.linears[name].weight = self.original[name]
-            if row.weights == "float":
-                continue
+        for name, linear in self.linears.items():
+            linear.weight = self.original[name]
+        hessians = self.hessians if row.weights.startswith("gptq") else {}
+        for names in self._sharing() if row.weights != "float" else ():
             w = torch.cat([self.original[name] for name in names]).numpy()
-            back = quantizer(row)(w, self.hessians[names[0]])
+            back = quantizer(row)(w, hessians.get(names[0]))
             sums += np.square(back - w, dtype=np.float64).sum(), np.square(w, dtype=np.float64).sum()
             parts = torch.from_numpy(back).split([len(self.original[name]) for name in names])
             for name, part in zip(names, parts, strict=True):
@@ -163,7 +175,11 @@ def measure(
     rows: list[Row], windows: int, gguf: Path, text: str, state: dict[str, dict], save: Callable[[], None]
 ) -> int:
     """Fills `state` with the rows' token losses; gives the number of tokens of the text."""
-    with open_gguf(gguf) as file, Progress(1.0 * (8 * len(rows) * windows), "perplexity", show=True) as bar:
+    wanted = [row for row in rows if len(state.get(row.name, {"losses": []})["losses"]) < windows]
+    methods = [matrices[0] for matrices in dict.fromkeys(row.matrices for row in wanted)]
+    total = sum(QUANTIZE_WEIGHT.get(method.partition(" act")[0], 0.0) for method in methods) + len(wanted) * windows
+    total += CALIBRATION_WINDOWS * CALIBRATION_WEIGHT * any(method.startswith("gptq") for method in methods)
+    with open_gguf(gguf) as file, Progress(total, "perplexity", show=True) as bar:
         tokenizer = gemma.Tokenizer(file)
         ids = tokenizer.encode(text)
         body = WINDOW - 1
@@ -178,16 +194,13 @@ def measure(
         model = gemma.load(file)
         with torch.inference_mode():
             subject = Subject(model, [window(last + i * body) for i in range(CALIBRATION_WINDOWS)], bar)
-            for row in rows:
+            for row in wanted:
                 done = state.setdefault(row.name, {"weight_error": None, "losses": []})
-                if len(done["losses"]) >= windows:
-                    bar.advance(8.0 * windows, row.name)
-                    continue
-                subject.install(row)
+                bar.advance(subject.install(row), row.name)
                 done["weight_error"] = subject.weight_error
                 for at in starts[len(done["losses"]) :]:
                     done["losses"].append(np.round(gemma.token_losses(model, window(at)), 7).tolist())
-                    bar.advance(8.0, row.name)
+                    bar.advance(1.0, row.name)
                 save()
     return len(ids)
 
@@ -268,6 +281,7 @@ def main() -> int:
         parser.error(f"--windows: expected 1 or more, got {args.windows}")
     rows = [r for r in all_rows() if r.name == "float" or re.search(args.rows, r.name)]
     check_activations()
+    gemma.prefer_fast_products()
     text = args.text.read_text(encoding="utf-8") if args.text else book.handbook(args.deb)
     digest = hashlib.sha256(text.encode()).hexdigest()
     state = load_state(args.state)

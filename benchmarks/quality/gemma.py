@@ -65,6 +65,18 @@ def quantized(x: torch.Tensor, group_size: int, power_of_two: bool) -> torch.Ten
     return torch.where(live, codes * scale, 0.0).reshape(x.shape)
 
 
+def prefer_fast_products() -> None:
+    """Lets torch take oneDNN's float32 product where it is a float32 one: three times MKL's speed on AMD's CPUs.
+
+    The setting permits bfloat16 too, so the result is checked, and the setting undone where it was not float32.
+    """
+    a, b = torch.randn(64, 640), torch.randn(256, 640)
+    exact = a.double() @ b.double().T
+    torch.set_float32_matmul_precision("medium")
+    if ((a @ b.T - exact).std() / exact.std()).item() > 1e-6:
+        torch.set_float32_matmul_precision("highest")
+
+
 def load(file: GGUFFile) -> Any:
     """transformers' Gemma3ForCausalLM with the file's weights in float32, its layers' matrices as :class:`Linear`."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
