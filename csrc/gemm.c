@@ -240,6 +240,7 @@ typedef void (*range_fn)(const assay_gemm_args *, int64_t, int64_t);
 typedef struct {
     assay_gemm_args args;
     range_fn prepare, multiply;
+    int chunks;        /* of row blocks: each walks all tiles before the next begins */
 } plan;
 
 /* Fills the arguments that both phases share; the workspace is cut the same way each time. */
@@ -255,12 +256,14 @@ static int arrange(plan *out, weights w, int64_t m, int variant, void *workspace
     out->prepare = kernel->prepare;
     out->multiply = w.kind == W8A8 ? kernel8->w8a8 : a16 ? kernel->w4a16 : kernel->w4a8;
     const int mr = w.kind == W8A8 ? kernel8->mr8 : a16 ? kernel->mr16 : kernel->mr8;
+    const int alone = w.kind == W8A8 ? kernel8->alone8 : a16 ? mr : kernel->alone8;
     uint8_t *at = (uint8_t *)(((uintptr_t)workspace + 63) & ~(uintptr_t)63);
     g->packed = w.data;
     g->m = m;
     g->a16 = a16;
     g->center = w.kind == W8A8 ? 128 : w.symmetric ? 8 : 1;
-    g->row_blocks = (int)((m + mr - 1) / mr);
+    g->row_blocks = m <= alone ? 1 : (int)((m + mr - 1) / mr);
+    out->chunks = 1;
     g->values = at;
     at += assay_round_up(m * g->l.k_padded * (a16 ? 4 : 1), 64);
     g->scale = (float *)at;
@@ -289,9 +292,18 @@ static void prepare_range(void *arg, int64_t begin, int64_t end) {
     p->prepare(&p->args, begin, end);
 }
 
+/* Units [begin, end): the tiles of chunk 0, then those of chunk 1, ... */
 static void multiply_range(void *arg, int64_t begin, int64_t end) {
     const plan *p = arg;
-    p->multiply(&p->args, begin, end);
+    const int64_t tiles = p->args.l.tiles;
+    while (begin < end) {
+        const int64_t chunk = begin / tiles, stop = assay_min_i64(end, (chunk + 1) * tiles);
+        assay_gemm_args args = p->args;
+        args.block_begin = (int)assay_block_row(args.row_blocks, p->chunks, chunk);
+        args.block_end = (int)assay_block_row(args.row_blocks, p->chunks, chunk + 1);
+        p->multiply(&args, begin - chunk * tiles, stop - chunk * tiles);
+        begin = stop;
+    }
 }
 
 /* Below this many activations one thread prepares them all: it takes a few microseconds, and a dispatch more. */
@@ -311,7 +323,7 @@ static int gemm(weights w, const void *a, int a_dtype, int64_t lda, int64_t m, f
         prepare_range(&p, 0, p.args.row_blocks);
     else
         assay_parallel_for(prepare_range, &p, p.args.row_blocks, num_threads, wake);
-    return assay_parallel_for(multiply_range, &p, l->tiles, num_threads, wake);
+    return assay_parallel_for(multiply_range, &p, l->tiles * p.chunks, num_threads, wake);
 }
 
 int assay_w4a8_gemm(const assay_w4 *w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc,
@@ -347,6 +359,7 @@ int assay_w4_gemm_run(const assay_w4 *w, int64_t m, float *c, int64_t ldc, int a
     int status = arrange(&p, of4(w, a16), m, variant, workspace, workspace_bytes);
     if (status || !m) return status;
     if (take_output(&p, c, ldc)) return ASSAY_EINVAL;
-    multiply_range(&p, p.args.l.tiles * ith / nth, p.args.l.tiles * (ith + 1) / nth);
+    const int64_t units = p.args.l.tiles * p.chunks;
+    multiply_range(&p, units * ith / nth, units * (ith + 1) / nth);
     return ASSAY_OK;
 }

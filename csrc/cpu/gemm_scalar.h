@@ -16,7 +16,7 @@ static inline void walk(const assay_gemm_args *p, int64_t begin, int64_t end, co
     for (int64_t t = begin; t < end; t++) {
         const uint8_t *tile = p->packed + t * p->l.tile_bytes;
         const int64_t n0 = t * ASSAY_TILE_N, cols = assay_min_i64(ASSAY_TILE_N, p->l.n - n0);
-        for (int64_t b = 0; b < p->row_blocks; b++) {
+        for (int b = p->block_begin; b < p->block_end; b++) {
             const int64_t row0 = assay_block_row(p->m, p->row_blocks, b);
             const int64_t rows = assay_block_row(p->m, p->row_blocks, b + 1) - row0;
             for (int64_t j = 0; j < cols; j++) {

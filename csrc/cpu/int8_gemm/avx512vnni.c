@@ -4,24 +4,23 @@
 
 enum { MR8 = 6 };
 
-INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, int64_t ahead, int halves) {
+INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows) {
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
     const int32_t *a = (const int32_t *)((const int8_t *)p->values + row0 * l->k_padded);
     const float *scale = p->scale + row0 * l->groups;
     const int32_t *comp = p->comp + row0 * l->groups;
-    const int64_t reach[2] = {halves & 1 ? ahead : 0, halves & 2 ? ahead : 0};
     __m512 f[2 * MR8];
     for (int i = 0; i < 2 * rows; i++) f[i] = _mm512_setzero_ps();
     for (int64_t g = 0; g < l->groups; g++, scale += rows, comp += rows) {
         const uint8_t *block = tile + assay_w4_block_offset(l, g);
         const uint8_t *at = block + ASSAY_SCALE_BYTES;
-        if (reach[0]) prefetch_terms(l, tile, g, 0, reach[0]);
+        prefetch(block + ahead->line[0]);
         __m512i acc[2 * MR8];
         for (int r = 0; r < rows; r++) acc[2 * r] = acc[2 * r + 1] = _mm512_set1_epi32(comp[r]);
         for (int64_t step = 0; step < l->group_padded / 4; step++, at += 128, a += rows) {
-            if (reach[0]) prefetch(at + reach[0]);
-            if (reach[1]) prefetch(at + 64 + reach[1]);
+            prefetch(at + ahead->line[step % 4 * 2]);
+            prefetch(at + 64 + ahead->line[step % 4 * 2 + 1]);
             const __m512i w0 = line(at), w1 = line(at + 64);
             for (int r = 0; r < rows; r++) {
                 const __m512i x = _mm512_set1_epi32(a[r]);
@@ -43,7 +42,7 @@ ROWS(block8, 1) ROWS(block8, 2) ROWS(block8, 3) ROWS(block8, 4) ROWS(block8, 5) 
 
 static void w8a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
     static const block_fn blocks[MR8] = {block8_1, block8_2, block8_3, block8_4, block8_5, block8_6};
-    tiles(p, begin, end, blocks);
+    tiles(p, begin, end, blocks, 8);
 }
 
-const assay_int8_gemm_kernel assay_int8_gemm_avx512vnni = {MR8, w8a8};
+const assay_int8_gemm_kernel assay_int8_gemm_avx512vnni = {MR8, MR8, w8a8};
