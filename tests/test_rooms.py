@@ -19,6 +19,7 @@ FORBIDDEN = {
     "report": {"ops", "measure", "cost", "formats", "_ffi", "commands"},
     "ops": {"measure", "cost", "formats", "report", "commands", "profile"},
     "reference": {"ops", "_ffi", "jit", "cost"},
+    "quantize": {"ops", "_ffi", "jit", "cost", "measure", "formats", "report", "commands"},
     "jit": {"ops", "_ffi", "measure", "cost"},
 }
 #: Modules whose import alone costs a tenth of a second or more: only inside functions.

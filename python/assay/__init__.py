@@ -9,7 +9,9 @@ from typing import Any
 _HOME = {
     "PackedInt4": "assay.ops.int4",
     "pack": "assay.ops.int4",
-    "quantize_int4": "assay.ops.int4",
+    "quantize_int4": "assay.ops.quantize",
+    "quantization_error": "assay.ops.quantize",
+    "QuantizationError": "assay.quantize",
     "PackedInt8": "assay.ops.int8",
     "pack_int8": "assay.ops.int8",
     "quantize_int8": "assay.ops.int8",

@@ -68,53 +68,6 @@ class PackedInt4:
         return reference.dequantize_int4(*self.unpack(), self.k, self.group_size)
 
 
-def quantize_int4(
-    w: Any, group_size: int = 32, symmetric: bool = True
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Quantises float weights to INT4 by rounding to nearest.
-
-    Parameters
-    ----------
-    w : float32 [N, K]
-        Finite. numpy or any CPU DLPack tensor.
-    group_size : int
-        32, 64, 128 (a divisor of K) or K.
-    symmetric : bool
-        Zero point 8 for every group (as GGUF's Q4_0) instead of one of its own.
-
-    Returns
-    -------
-    qweight : uint8 [N, ceil(K/2)]
-        Low nibble = even k.
-    scales : float16 [N, K / group_size]
-    zeros : uint8 [N, K / group_size] or None
-
-    Raises
-    ------
-    ValueError
-        A NaN or infinity in `w`, or a group too large for a float16 scale.
-    """
-    array = as_tensor(w, "w", ("float32",), 2).array
-    n, k = array.shape
-    if n == 0 or k == 0:
-        raise ValueError(f"w: expected at least one row and column, got shape {[n, k]}")
-    check_group(k, group_size)
-    rows = max(1, (1 << 22) // k)  # bounded scratch memory, whatever the matrix
-    parts = []
-    for at in range(0, n, rows):
-        block = np.asarray(array[at : at + rows])
-        if not np.isfinite(block).all():
-            bad = np.argwhere(~np.isfinite(block))[0]
-            raise ValueError(f"w: expected finite weights, got {block[tuple(bad)]} at [{at + bad[0]}, {bad[1]}]")
-        with np.errstate(over="ignore"):
-            part = reference.quantize_int4(block, group_size, symmetric)
-        if not np.isfinite(part[1]).all():
-            raise ValueError("w: a group's scale is beyond float16's range (65504)")
-        parts.append(part)
-    qweight, scales, zeros = zip(*parts, strict=True)
-    return np.concatenate(qweight), np.concatenate(scales), None if zeros[0] is None else np.concatenate(zeros)
-
-
 def pack(qweight: Any, scales: Any, zeros: Any = None, *, k: int | None = None, group_size: int | None = None,
          num_threads: int | None = None) -> PackedInt4:  # fmt: skip
     """Packs INT4 weights into the kernels' layout, once.
