@@ -1,0 +1,55 @@
+"""The kernels of this package."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import assay
+from assay.ops import info
+from assay.ops.int4 import PackedInt4, aligned_empty
+from assay.ops.int8 import PackedInt8
+
+from .contender import Cell, Prepared, WeightCache, activations, copies_needed, product, weights_of
+
+TOLERANCE = {"w4a8": 0.012, "w4a16": 1e-3, "w8a8": 0.012}
+
+
+class Assay:
+    """w4a8, w4a16 and w8a8 GEMM, one call at a time (what its Python layer costs is in the time)."""
+
+    name = "assay"
+
+    def __init__(self) -> None:
+        self._cache = WeightCache()
+
+    def versions(self) -> dict[str, str]:
+        return {"assay": f"{assay.__version__} ({', '.join(f'{k} {v}' for k, v in info.kernel_versions().items())})"}
+
+    def refuses(self, cell: Cell) -> str | None:
+        return None
+
+    def _copies(self, cell: Cell) -> tuple[Any, list[Any]]:
+        w = weights_of(cell)
+        if w.bits == 8:
+            packed = assay.pack_int8(w.codes, w.scales)
+        else:
+            packed = assay.pack(w.codes, w.scales, w.zeros, group_size=w.group_size)
+        return w, [packed]
+
+    def prepare(self, cell: Cell) -> Prepared:
+        key = (cell.n, cell.k, cell.group_size, cell.symmetric, cell.op == "w8a8")
+        w, copies = self._cache.get(key, lambda: self._copies(cell))
+        while len(copies) < copies_needed(cell.weight_bytes, cell.m):
+            data = aligned_empty(copies[0].nbytes)
+            data[:] = copies[0].data
+            if isinstance(copies[0], PackedInt8):
+                copies.append(PackedInt8(w.n, w.k, w.group_size, data))
+            else:
+                copies.append(PackedInt4(w.n, w.k, w.group_size, w.symmetric, data))
+        gemm: Callable[..., Any] = getattr(assay, f"{cell.op}_gemm")
+        a, out = activations(cell.m, cell.k), np.empty((cell.m, cell.n), np.float32)
+        calls = [partial(gemm, a, packed, out, num_threads=cell.threads) for packed in copies]
+        calls[-1]()
+        return Prepared(calls, out[:, w.ends], product(a, w.dequantized(w.ends)), TOLERANCE[cell.op])
