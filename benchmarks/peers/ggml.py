@@ -31,46 +31,47 @@ class InitParams(ctypes.Structure):
     _fields_ = (("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool))
 
 
+SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_init": (c_void_p, [InitParams]),
+    "ggml_free": (None, [c_void_p]),
+    "ggml_new_tensor_2d": (c_void_p, [c_void_p, c_int, c_int64, c_int64]),
+    "ggml_new_tensor_3d": (c_void_p, [c_void_p, c_int, c_int64, c_int64, c_int64]),
+    "ggml_mul_mat": (c_void_p, [c_void_p, c_void_p, c_void_p]),
+    "ggml_mul_mat_id": (c_void_p, [c_void_p, c_void_p, c_void_p, c_void_p]),
+    "ggml_moe_up_gate": (c_void_p, [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int]),
+    "ggml_mul": (c_void_p, [c_void_p, c_void_p, c_void_p]),
+    "ggml_silu": (c_void_p, [c_void_p, c_void_p]),
+    "ggml_set_output": (None, [c_void_p]),
+    "ggml_new_graph_custom": (c_void_p, [c_void_p, c_size_t, c_bool]),
+    "ggml_build_forward_expand": (None, [c_void_p, c_void_p]),
+    "ggml_gallocr_new": (c_void_p, [c_void_p]),
+    "ggml_gallocr_alloc_graph": (c_bool, [c_void_p, c_void_p]),
+    "ggml_gallocr_free": (None, [c_void_p]),
+    "ggml_backend_cpu_init": (c_void_p, []),
+    "ggml_backend_cpu_set_n_threads": (None, [c_void_p, c_int]),
+    "ggml_backend_cpu_buffer_type": (c_void_p, []),
+    "ggml_backend_alloc_ctx_tensors_from_buft": (c_void_p, [c_void_p, c_void_p]),
+    "ggml_backend_buffer_free": (None, [c_void_p]),
+    "ggml_backend_tensor_set": (None, [c_void_p, c_void_p, c_size_t, c_size_t]),
+    "ggml_backend_tensor_get": (None, [c_void_p, c_void_p, c_size_t, c_size_t]),
+    "ggml_backend_graph_compute": (c_int, [c_void_p, c_void_p]),
+    "ggml_backend_cpu_reg": (c_void_p, []),
+    "ggml_backend_reg_dev_get": (c_void_p, [c_void_p, c_size_t]),
+    "ggml_backend_reg_get_proc_address": (c_void_p, [c_void_p, c_char_p]),
+    "ggml_backend_buft_name": (c_char_p, [c_void_p]),
+    "iqk_repack_tensor": (None, [c_void_p]),
+}
+
+
 class Library:
     """The functions of ggml that are used, of one or several shared objects."""
-
-    _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-        "ggml_init": (c_void_p, [InitParams]),
-        "ggml_free": (None, [c_void_p]),
-        "ggml_new_tensor_2d": (c_void_p, [c_void_p, c_int, c_int64, c_int64]),
-        "ggml_new_tensor_3d": (c_void_p, [c_void_p, c_int, c_int64, c_int64, c_int64]),
-        "ggml_mul_mat": (c_void_p, [c_void_p, c_void_p, c_void_p]),
-        "ggml_mul_mat_id": (c_void_p, [c_void_p, c_void_p, c_void_p, c_void_p]),
-        "ggml_moe_up_gate": (c_void_p, [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int]),
-        "ggml_mul": (c_void_p, [c_void_p, c_void_p, c_void_p]),
-        "ggml_silu": (c_void_p, [c_void_p, c_void_p]),
-        "ggml_set_output": (None, [c_void_p]),
-        "ggml_new_graph_custom": (c_void_p, [c_void_p, c_size_t, c_bool]),
-        "ggml_build_forward_expand": (None, [c_void_p, c_void_p]),
-        "ggml_gallocr_new": (c_void_p, [c_void_p]),
-        "ggml_gallocr_alloc_graph": (c_bool, [c_void_p, c_void_p]),
-        "ggml_gallocr_free": (None, [c_void_p]),
-        "ggml_backend_cpu_init": (c_void_p, []),
-        "ggml_backend_cpu_set_n_threads": (None, [c_void_p, c_int]),
-        "ggml_backend_cpu_buffer_type": (c_void_p, []),
-        "ggml_backend_alloc_ctx_tensors_from_buft": (c_void_p, [c_void_p, c_void_p]),
-        "ggml_backend_buffer_free": (None, [c_void_p]),
-        "ggml_backend_tensor_set": (None, [c_void_p, c_void_p, c_size_t, c_size_t]),
-        "ggml_backend_tensor_get": (None, [c_void_p, c_void_p, c_size_t, c_size_t]),
-        "ggml_backend_graph_compute": (c_int, [c_void_p, c_void_p]),
-        "ggml_backend_cpu_reg": (c_void_p, []),
-        "ggml_backend_reg_dev_get": (c_void_p, [c_void_p, c_size_t]),
-        "ggml_backend_reg_get_proc_address": (c_void_p, [c_void_p, c_char_p]),
-        "ggml_backend_buft_name": (c_char_p, [c_void_p]),
-        "iqk_repack_tensor": (None, [c_void_p]),
-    }
 
     def __init__(self, paths: list[Path]) -> None:
         # Lazily bound: ik_llama.cpp built without its attention leaves symbols open that are never called.
         self._libraries = [ctypes.CDLL(str(path), mode=os.RTLD_LAZY | os.RTLD_GLOBAL) for path in paths]
 
     def __getattr__(self, name: str) -> Any:
-        result, arguments = self._SIGNATURES[name]
+        result, arguments = SIGNATURES[name]
         for library in self._libraries:
             found = getattr(library, name, None)
             if found is not None:

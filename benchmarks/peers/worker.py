@@ -48,7 +48,13 @@ class Worker:
         command = [sys.executable, "-c", "from peers.worker import serve; serve()"]
         noise = None if os.environ.get("ASSAY_PEER_TRACE") else subprocess.DEVNULL
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, env=env, cwd=HOME, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=noise,
+            env=env,
+            cwd=HOME,
+            start_new_session=True,
         )
         self._stopped = False
         self._send((target, arguments))
@@ -81,7 +87,7 @@ class Worker:
         """
         assert self._process.stdout
         try:
-            good, value = pickle.load(self._process.stdout)  # noqa: S301 (our own process)
+            good, value = pickle.load(self._process.stdout)
         except (EOFError, pickle.UnpicklingError):
             code = self._process.wait()
             raise Failed(f"its process ended with {code}") from None
@@ -110,7 +116,6 @@ class Server:
         self._contender = getattr(importlib.import_module(module), name)(*arguments)
         self._timer: Any = None
         self._prepared: Any = None
-        self._roofs: Any = None
 
     def versions(self) -> dict[str, str]:
         return self._contender.versions()
@@ -137,13 +142,8 @@ class Server:
         return statistics.median(self._timer.samples) / self._prepared.per_call
 
     def roofs(self, threads: int) -> dict[str, float]:
-        """DRAM bandwidth and int8 peak right now."""
-        if self._roofs is None:
-            from assay import machine
-            from assay.measure.roofs import Roofs
-
-            self._roofs = Roofs(machine.describe(), [threads])
-        return self._roofs.near(threads)
+        """Of the worker that reads roofs: those of this moment."""
+        return self._contender.read(threads)
 
 
 def serve() -> None:
@@ -154,7 +154,7 @@ def serve() -> None:
     server: Server | None = None
     while True:
         try:
-            message = pickle.load(sys.stdin.buffer)  # noqa: S301 (our own parent)
+            message = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         try:
