@@ -1,6 +1,9 @@
 """Our kernels against other people's, in one run, in turns; and against their own bounds.
 
     python benchmarks/compare.py gemm [--op w4a8,w4a16,w8a8] [--shapes 4096x4096] [--m 1,4] [--threads 1,2] [--group 32,128]
+    python benchmarks/compare.py moe [--layers mixtral] [--tokens 1,16] [--routing uniform,power,correlated]
+    python benchmarks/compare.py verify [--vocab 32000] [--batch 1,8] [--drafts 4] [--rule greedy,rejection]
+    python benchmarks/compare.py route [--tokens 1,64]
     python benchmarks/compare.py bounds [--processes 5] [--shapes ...]
 
 Each contender runs in a process of its own that is stopped while it is not its turn, its threads pinned; every answer is
@@ -25,6 +28,7 @@ from assay import machine
 from assay.report.progress import Progress
 from assay.report.table import Column, digits, number, percent, render, to_json, yes_no
 from comparison import OURS, Results, losses_first, measure, row_of, summary
+from peers import experts
 from peers.contender import Cell
 from peers.worker import Failed, Worker
 
@@ -33,6 +37,7 @@ SHAPES = "4096x4096,14336x4096,4096x14336,1024x4096,2048x640,262144x640,768x2048
 ROWS = [1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64, 128, 512]
 
 Target = tuple[str, tuple[Any, ...]]
+Classes = Mapping[str, Callable[[Mapping[str, Any]], bool]]
 GEMM: dict[str, dict[str, Target]] = {
     "w4a8": {
         "openvino": ("peers.openvino:OpenVino", ()),
@@ -101,6 +106,17 @@ def parse() -> argparse.Namespace:
     weights.add_argument("--kind", type=kinds, help="sym,asym")
     gemm = commands.add_parser("gemm", parents=[common, versus, weights], help="INT4 and int8 GEMM")
     gemm.add_argument("--op", type=words, default=["w4a8"], help="w4a8 (default), w4a16, w8a8")
+    moe = commands.add_parser("moe", parents=[common, versus], help="a layer of experts")
+    moe.add_argument("--layers", type=words, help=", ".join(LAYERS))
+    moe.add_argument("--tokens", type=integers)
+    moe.add_argument("--routing", type=words, help=", ".join(ROUTINGS))
+    verify = commands.add_parser("verify", parents=[common, versus], help="verification of drafted chains")
+    verify.add_argument("--vocab", type=integers)
+    verify.add_argument("--batch", type=integers)
+    verify.add_argument("--drafts", type=integers)
+    verify.add_argument("--rule", type=words, default=["greedy", "rejection"])
+    route = commands.add_parser("route", parents=[common, versus], help="routing of tokens to experts")
+    route.add_argument("--tokens", type=integers)
     one = commands.add_parser("bounds", parents=[common, weights], help="our w4a8 kernel against its bounds")
     one.add_argument("--processes", type=int, default=5)
     args = parser.parse_args()
@@ -127,10 +143,10 @@ def gemm_cells(args: argparse.Namespace) -> list[Cell]:
     ]  # fmt: skip
 
 
-def gemm_work(cell: Cell) -> tuple[float, float]:
-    """Bytes and operations; a 16-bit product has half the rate of an int8 one."""
+def gemm_work(cell: Cell) -> dict[str, float]:
+    """Weights, activations and outputs moved once; a 16-bit product has half the rate of an int8 one."""
     ops = 2.0 * cell.m * cell.n * cell.k * (2 if cell.op == "w4a16" else 1)
-    return cell.weight_bytes + 4.0 * cell.m * (cell.k + cell.n), ops
+    return {"dram_read": cell.weight_bytes + 4.0 * cell.m * (cell.k + cell.n), "int8_peak": ops}
 
 
 GEMM_COLUMNS = [
@@ -141,7 +157,7 @@ GEMM_COLUMNS = [
     Column("threads", "threads", align="right"),
     Column("m", "M", align="right"),
 ]
-GEMM_CLASSES: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+GEMM_CLASSES: Classes = {
     f"group {g}{title}": (lambda r, g=g, low=low, high=high: r["group_size"] == g and low <= r["m"] <= high)
     for g in (32, 128)
     for title, low, high in (
@@ -153,6 +169,125 @@ GEMM_CLASSES: dict[str, Callable[[Mapping[str, Any]], bool]] = {
         (", M >= 16", 16, math.inf),
     )
 }
+
+
+# ---- expert layers ----------------------------------------------------------------------------------------
+
+#: num_experts, top_k, hidden, intermediate
+LAYERS = {
+    "mixtral": (8, 2, 4096, 14336),
+    "olmoe": (64, 8, 2048, 1024),
+    "qwen3-30b-a3b": (128, 8, 2048, 768),
+    "gpt-oss-20b": (32, 4, 2880, 2880),
+}
+TOKENS = [1, 2, 4, 8, 16, 32, 64, 256, 1024]
+ROUTINGS = ["uniform", "power", "correlated"]
+MOE: dict[str, Target] = {
+    **{
+        f"{'ik_llama' if form == 'ik' else 'ggml'} {kind} {form}": ("peers.ggml:GgmlExperts", (kind, form))
+        for kind, form in product(("Q4_0", "Q4_K"), ("repack", "plain", "ik"))
+    },
+    "onnxruntime QMoE": ("peers.onnx:QMoE", ()),
+    "torch int4pack loop": ("peers.experts:Torch", ()),
+}
+
+
+def moe_cells(args: argparse.Namespace) -> list[Cell]:
+    """Cells, layer by layer."""
+    layers = args.layers or (["olmoe"] if args.quick else list(LAYERS))
+    tokens = args.tokens or ([1, 16, 256] if args.quick else TOKENS)
+    routing = args.routing or (["uniform"] if args.quick else ROUTINGS)
+    cells = []
+    for layer, threads, way, count in product(layers, args.threads, routing, tokens):
+        e, k, hidden, inner = LAYERS[layer]
+        cells.append(Cell.of("moe", threads, layer=layer, num_experts=e, top_k=k, hidden=hidden, intermediate=inner,
+                             tokens=count, routing=way))  # fmt: skip
+    return cells
+
+
+def moe_work(cell: Cell) -> dict[str, float]:
+    """The distinct experts' weights read once; every slot's products."""
+    each = experts.layer_bytes(cell) / cell.num_experts
+    ops = 2.0 * cell.tokens * cell.top_k * 3 * cell.hidden * cell.intermediate
+    return {"dram_read": experts.distinct_experts(cell) * each, "int8_peak": ops}
+
+
+MOE_COLUMNS = [
+    Column("layer", "layer"),
+    Column("threads", "threads", align="right"),
+    Column("routing", "routing"),
+    Column("tokens", "tokens", align="right"),
+]
+MOE_CLASSES: Classes = {
+    f"tokens {low}..{high}" if high < math.inf else f"tokens >= {low}": (
+        lambda r, low=low, high=high: low <= r["tokens"] <= high
+    )
+    for low, high in ((1, 4), (8, 64), (256, math.inf))
+}
+
+
+# ---- verification and routing -----------------------------------------------------------------------------
+
+VERIFY: dict[str, Target] = {
+    "numpy": ("peers.sampling:Numpy", ()),
+    "torch multinomial": ("peers.sampling:Torch", ("multinomial",)),
+    "torch exponential": ("peers.sampling:Torch", ("exponential",)),
+}
+ROUTE: dict[str, Target] = {"numpy": ("peers.routing:Numpy", ()), "torch": ("peers.routing:Torch", ())}
+
+
+def verify_cells(args: argparse.Namespace) -> list[Cell]:
+    """Vocabulary, batch, drafts and rule."""
+    quick = args.quick
+    grid = product(
+        args.vocab or ([32000, 128256] if quick else [32000, 128256, 262144]),
+        args.batch or ([1, 8] if quick else [1, 8, 64]),
+        args.drafts or ([4] if quick else [1, 4, 8, 16]),
+        args.rule,
+        args.threads,
+    )
+    return [Cell.of("verify", t, vocab=vocab, batch=batch, k=k, rule=rule) for vocab, batch, k, rule, t in grid]
+
+
+def verify_work(cell: Cell) -> dict[str, float]:
+    """Every row of logits read once."""
+    return {"dram_read": 4.0 * cell.batch * (cell.k + 1) * cell.vocab}
+
+
+VERIFY_COLUMNS = [
+    Column("rule", "rule"),
+    Column("vocab", "vocabulary", align="right"),
+    Column("batch", "batch", align="right"),
+    Column("k", "drafts", align="right"),
+    Column("threads", "threads", align="right"),
+]
+VERIFY_CLASSES: Classes = {rule: (lambda r, rule=rule: r["rule"] == rule) for rule in ("greedy", "rejection")}
+
+
+def route_cells(args: argparse.Namespace) -> list[Cell]:
+    """Tokens, experts, top-k."""
+    tokens = args.tokens or ([1, 64] if args.quick else [1, 4, 16, 64, 256, 1024, 4096])
+    pairs = [(8, 2), (64, 8), (128, 8), (256, 8)]
+    return [
+        Cell.of("route", threads, tokens=count, num_experts=e, top_k=k)
+        for (e, k), threads, count in product(pairs, args.threads, tokens)
+    ]
+
+
+def route_work(cell: Cell) -> dict[str, float]:
+    """The logits read from cache."""
+    return {"llc_read": 4.0 * cell.tokens * cell.num_experts}
+
+
+ROUTE_COLUMNS = [
+    Column("num_experts", "experts", align="right"),
+    Column("top_k", "top-k", align="right"),
+    Column("tokens", "tokens", align="right"),
+    Column("threads", "threads", align="right"),
+]
+ROUTE_CLASSES: Classes = {
+    f"{e} experts": (lambda r, e=e: r["num_experts"] == e) for e in (8, 64, 128, 256)
+}  # fmt: skip
 
 
 # ---- the run ----------------------------------------------------------------------------------------------
@@ -174,12 +309,12 @@ def start(targets: Mapping[str, Target], cores: int) -> tuple[dict[str, Worker],
     return workers, versions, missing
 
 
-def compare(args: argparse.Namespace, cells: list[Cell], targets: Mapping[str, Target], ours: Target,
-            work: Callable[[Cell], tuple[float, float]], columns: list[Column],
-            classes: Mapping[str, Callable[[Mapping[str, Any]], bool]]) -> int:  # fmt: skip
+def compare(args: argparse.Namespace, cells: list[Cell], targets: Mapping[str, Target], ours: str,
+            work: Callable[[Cell], dict[str, float]], columns: list[Column],
+            classes: Classes) -> int:  # fmt: skip
     """Measures the cells and shows them."""
     chosen = {n: t for n, t in targets.items() if not args.peers or any(p in n for p in args.peers)}
-    workers, versions, missing = start({OURS: ours, **chosen}, max(args.threads))
+    workers, versions, missing = start({OURS: (ours, ()), **chosen}, max(args.threads))
     reader = Worker("peers.roofs:Reader", (), max(args.threads))
     reader.finish()
     here = machine.describe()
@@ -266,9 +401,15 @@ def main() -> int:
             )
         ]
         return bounds.run(args, configs)
-    targets = {name: target for op in args.op for name, target in GEMM[op].items()}
-    ours = ("peers.ours:Assay", ())
-    return compare(args, gemm_cells(args), targets, ours, gemm_work, GEMM_COLUMNS, GEMM_CLASSES)
+    if args.command == "gemm":
+        targets = {name: target for op in args.op for name, target in GEMM[op].items()}
+        return compare(args, gemm_cells(args), targets, "peers.ours:Assay", gemm_work, GEMM_COLUMNS, GEMM_CLASSES)
+    if args.command == "moe":
+        return compare(args, moe_cells(args), MOE, "peers.experts:Assay", moe_work, MOE_COLUMNS, MOE_CLASSES)
+    if args.command == "verify":
+        cells = verify_cells(args)
+        return compare(args, cells, VERIFY, "peers.sampling:Assay", verify_work, VERIFY_COLUMNS, VERIFY_CLASSES)
+    return compare(args, route_cells(args), ROUTE, "peers.routing:Assay", route_work, ROUTE_COLUMNS, ROUTE_CLASSES)
 
 
 if __name__ == "__main__":

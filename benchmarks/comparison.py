@@ -55,9 +55,12 @@ class Measured:
 def measure(workers: Mapping[str, Asked], reader: Asked, cell: Cell, passes: int) -> Measured:
     """Prepares a cell everywhere, checks the answers, and times it in turns. `reader` reads the roofs."""
     found = Measured()
-    for worker in workers.values():
+    together = cell.op != "moe"  # all the forms of a whole layer's weights at once are more than the memory
+    for worker in workers.values() if together else ():
         worker.start("prepare", cell)
     for name, worker in workers.items():
+        if not together:
+            worker.start("prepare", cell)
         try:
             reason, error, allowed = worker.finish()
         except Failed as exc:
@@ -83,13 +86,17 @@ def measure(workers: Mapping[str, Asked], reader: Asked, cell: Cell, passes: int
     return found
 
 
-def row_of(cell: Cell, found: Measured, work: Callable[[Cell], tuple[float, float]]) -> dict[str, Any]:
+#: Roofs, and what is said of a cell that one of them binds.
+BOUNDS = {"dram_read": "memory", "llc_read": "cache", "int8_peak": "compute"}
+
+
+def row_of(cell: Cell, found: Measured, work: Callable[[Cell], dict[str, float]]) -> dict[str, Any]:
     """A row of the comparison.
 
     Parameters
     ----------
     work
-        Bytes that the cell must move, and operations it must do (a multiply-add counts two, at the int8 rate).
+        What the cell must do at the least, by roof: bytes to move, operations (a multiply-add counts two).
     """
     took = {name: statistics.median(values) for name, values in found.times.items()}
     peers = {name: 1e6 * t for name, t in took.items() if name != OURS}
@@ -106,11 +113,9 @@ def row_of(cell: Cell, found: Measured, work: Callable[[Cell], tuple[float, floa
         row.update(ratio=row["best_us"] / row["ours_us"], ratio_low=min(ratios), ratio_high=max(ratios))
         row["verdict"] = verdict(row)
     if OURS in took:
-        moved, ops = work(cell)
-        memory = moved / statistics.median(r["dram_read"] for r in found.roofs)
-        compute = ops / statistics.median(r["int8_peak"] for r in found.roofs)
-        row["bound"] = "memory" if memory >= compute else "compute"
-        row["roof_pct"] = 100 * max(memory, compute) / took[OURS]
+        least = {r: amount / statistics.median(now[r] for now in found.roofs) for r, amount in work(cell).items()}
+        binding = max(least, key=least.__getitem__)
+        row.update(bound=BOUNDS[binding], roof_pct=100 * least[binding] / took[OURS])
     return row
 
 

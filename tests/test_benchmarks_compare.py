@@ -52,7 +52,7 @@ def run(passes=3, **workers):
 
 def row(ours, best, **others):
     found, _ = run(len(ours), assay={"times": ours}, best={"times": best}, **others)
-    return row_of(CELL, found, lambda cell: (1000.0, 2e6))
+    return row_of(CELL, found, lambda cell: {"dram_read": 1000.0, "int8_peak": 2e6})
 
 
 def test_every_contender_has_a_turn_in_every_pass_and_another_one_begins():
@@ -101,9 +101,9 @@ def test_passes_that_disagree_are_a_tie(ours, best, verdict):
 
 def test_without_peers_or_without_ours_there_is_no_ratio():
     alone, _ = run(1, assay={"times": [1e-6]})
-    assert row_of(CELL, alone, lambda c: (1.0, 1.0))["ratio"] is None
+    assert row_of(CELL, alone, lambda c: {"dram_read": 1.0})["ratio"] is None
     without, _ = run(1, assay={"prepared": ("does not exist yet", 0, 0)}, a={"times": [1e-6]})
-    made = row_of(CELL, without, lambda c: (1.0, 1.0))
+    made = row_of(CELL, without, lambda c: {"dram_read": 1.0})
     assert (made["ours_us"], made["ratio"], made["best_us"]) == (None, None, pytest.approx(1))
 
 

@@ -120,8 +120,8 @@ class Weights:
     zeros : uint8 [N, K/group_size] or None
     """
 
-    def __init__(self, n: int, k: int, group_size: int, symmetric: bool, bits: int) -> None:
-        rng = np.random.default_rng([n, k, group_size, symmetric, bits])
+    def __init__(self, n: int, k: int, group_size: int, symmetric: bool, bits: int, seed: Sequence[int] = ()) -> None:
+        rng = np.random.default_rng([n, k, group_size, symmetric, bits, *seed])
         self.n, self.k, self.group_size, self.symmetric, self.bits = n, k, group_size, symmetric, bits
         if bits == 4:
             self.codes = rng.integers(0, 256, (n, k // 2), dtype=np.uint8)

@@ -17,6 +17,7 @@ import numpy as np
 
 from assay.formats.dequant import dequantize_rows
 
+from . import experts
 from .contender import Cell, Prepared, WeightCache, Weights, activations, copies_needed, product, weights_of
 
 F32, I32 = 0, 26
@@ -40,7 +41,10 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_mul_mat_id": (c_void_p, [c_void_p, c_void_p, c_void_p, c_void_p]),
     "ggml_moe_up_gate": (c_void_p, [c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int]),
     "ggml_mul": (c_void_p, [c_void_p, c_void_p, c_void_p]),
-    "ggml_silu": (c_void_p, [c_void_p, c_void_p]),
+    "ggml_add": (c_void_p, [c_void_p, c_void_p, c_void_p]),
+    "ggml_swiglu_split": (c_void_p, [c_void_p, c_void_p, c_void_p]),
+    "ggml_view_2d": (c_void_p, [c_void_p, c_void_p, c_int64, c_int64, c_size_t, c_size_t]),
+    "ggml_mul_multi_add": (c_void_p, [c_void_p, c_void_p, c_void_p]),
     "ggml_set_output": (None, [c_void_p]),
     "ggml_new_graph_custom": (c_void_p, [c_void_p, c_size_t, c_bool]),
     "ggml_build_forward_expand": (None, [c_void_p, c_void_p]),
@@ -168,19 +172,29 @@ def takes(type_name: str, cell: Cell) -> str | None:
 
 
 class Tensors:
-    """Weights on one buffer of a library, `copies` of them, each rolled by another row."""
+    """Tensors of one block type on one buffer of a library.
 
-    def __init__(self, ggml: Library, kind: int, blocks: np.ndarray, k: int, copies: int, buffer_type: int) -> None:
-        self._ggml = ggml
-        self._context = ggml.ggml_init(InitParams((copies + 8) * 512, None, True))
-        n = blocks.shape[0]
-        self.all = [ggml.ggml_new_tensor_2d(self._context, kind, k, n) for _ in range(copies)]
-        self._buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(self._context, buffer_type)
+    Parameters
+    ----------
+    shapes
+        Of each tensor, innermost first: (K, N, experts).
+    """
+
+    def __init__(self, ggml: Library, type_name: str, form: str, shapes: list[tuple[int, int, int]]) -> None:
+        self._ggml, self._form = ggml, form
+        self._context = ggml.ggml_init(InitParams((len(shapes) + 8) * 512, None, True))
+        self.all = [ggml.ggml_new_tensor_3d(self._context, TYPES[type_name], *shape) for shape in shapes]
+        kind = ggml.repack_buffer_type() if form == "repack" else ggml.ggml_backend_cpu_buffer_type()
+        self._buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(self._context, kind)
         if not self._buffer:
-            raise MemoryError(f"ggml could not hold {copies} copies of {blocks.nbytes} bytes")
-        for i, tensor in enumerate(self.all):
-            rolled = np.ascontiguousarray(np.roll(blocks, 8 * i, 0))
-            ggml.ggml_backend_tensor_set(tensor, rolled.ctypes.data, 0, rolled.nbytes)
+            raise MemoryError(f"ggml could not hold {len(shapes)} tensors of {shapes[0]}")
+
+    def set(self, index: int, blocks: np.ndarray) -> None:
+        """Fills a tensor, rearranged as the form wants it."""
+        blocks = np.ascontiguousarray(blocks)
+        self._ggml.ggml_backend_tensor_set(self.all[index], blocks.ctypes.data, 0, blocks.nbytes)
+        if self._form == "ik":
+            self._ggml.iqk_repack_tensor(self.all[index])
 
     def __del__(self) -> None:
         self._ggml.ggml_backend_buffer_free(self._buffer)
@@ -201,6 +215,17 @@ class Graph:
     def add(self, node: int) -> None:
         self._ggml.ggml_set_output(node)
         self._ggml.ggml_build_forward_expand(self._graph, node)
+
+    def read(self, node: int, shape: tuple[int, ...]) -> np.ndarray:
+        """float32 values of a node."""
+        out = np.empty(shape, np.float32)
+        self._ggml.ggml_backend_tensor_get(node, out.ctypes.data, 0, out.nbytes)
+        return out
+
+    def write(self, node: int, values: np.ndarray) -> None:
+        """Fills an input."""
+        values = np.ascontiguousarray(values)
+        self._ggml.ggml_backend_tensor_set(node, values.ctypes.data, 0, values.nbytes)
 
     def allocate(self) -> None:
         if not self._ggml.ggml_gallocr_alloc_graph(self._memory, self._graph):
@@ -242,11 +267,10 @@ class Ggml:
         """At least `copies` of the weights on a buffer, those that are there if they are enough."""
         found = next((t for t in held.tensors if len(t.all) >= copies), None)
         if found is None:
-            ggml = self._ggml
-            kind = ggml.repack_buffer_type() if self._form == "repack" else ggml.ggml_backend_cpu_buffer_type()
-            found = Tensors(ggml, TYPES[self._type], held.blocks, held.k, copies, kind)
-            for tensor in found.all if self._form == "ik" else ():
-                ggml.iqk_repack_tensor(tensor)
+            shape = (held.k, held.blocks.shape[0], 1)
+            found = Tensors(self._ggml, self._type, self._form, [shape] * copies)
+            for i in range(copies):
+                found.set(i, np.roll(held.blocks, 8 * i, 0))
             held.tensors.append(found)
         return found
 
@@ -260,11 +284,9 @@ class Ggml:
             graph.add(node)
         graph.allocate()
         x = activations(cell.m, cell.k)
-        ggml.ggml_backend_tensor_set(a, x.ctypes.data, 0, x.nbytes)
+        graph.write(a, x)
         graph.run()
-        out = np.empty((cell.m, cell.n), np.float32)
-        ggml.ggml_backend_tensor_get(nodes[0], out.ctypes.data, 0, out.nbytes)
-        got, want = out[:, held.ends], product(x, held.want)
+        got, want = graph.read(nodes[0], (cell.m, cell.n))[:, held.ends], product(x, held.want)
         return Prepared([graph.run], got, want, TOLERANCE, len(nodes), (graph, tensors))
 
 
@@ -275,3 +297,77 @@ class Held:
         self.k, self.ends, self.blocks = w.k, w.ends, BLOCKS[type_name](w)
         self.want = dequantize_rows(self.blocks[w.ends], type_name).reshape(-1, w.k)
         self.tensors: list[Tensors] = []
+
+
+class GgmlExperts(experts.Experts):
+    """An expert layer by mul_mat_id; ik_llama.cpp's with its fused gate/up and its fused weighted sum.
+
+    Parameters
+    ----------
+    type_name, form
+        As for :class:`Ggml`.
+    """
+
+    #: enum ggml_unary_op of ik_llama.cpp
+    SILU = 10
+
+    def __init__(self, type_name: str, form: str) -> None:
+        super().__init__()
+        self._type, self._form = type_name, form
+        self._ggml, self._versions = ik_library() if form == "ik" else llama_library()
+        self.name = f"{'ik_llama' if form == 'ik' else 'ggml'} {type_name} {form}"
+
+    def versions(self) -> dict[str, str]:
+        return self._versions
+
+    def refuses(self, cell: Cell) -> str | None:
+        if self._type == "Q4_K" and (cell.hidden % 256 or cell.intermediate % 256):
+            return "Q4_K needs K in multiples of 256"
+        return None
+
+    def _dequantized(self, cell: Cell, expert: int, part: int) -> np.ndarray:
+        w = experts.matrix(cell, expert, part)
+        return dequantize_rows(BLOCKS[self._type](w), self._type).reshape(w.n, w.k)
+
+    def _layer(self, cell: Cell, others: list[Any]) -> Tensors:
+        h, i, e = cell.hidden, cell.intermediate, cell.num_experts
+        layer = Tensors(self._ggml, self._type, self._form, [(h, i, e), (h, i, e), (i, h, e)])
+        for part in range(3):
+            layer.set(part, np.stack([BLOCKS[self._type](experts.matrix(cell, x, part)) for x in range(e)]))
+        return layer
+
+    def _graph(self, cell: Cell, layer: Tensors, logits: np.ndarray) -> tuple[Graph, int]:
+        """The layer on one routing, run once; and its output."""
+        ggml, graph = self._ggml, Graph(self._ggml, cell.threads)
+        new, context, k = ggml.ggml_new_tensor_3d, graph.context, cell.top_k
+        gate, up, down = layer.all
+        x = new(context, F32, cell.hidden, 1, cell.tokens)
+        ids = ggml.ggml_new_tensor_2d(context, I32, k, cell.tokens)
+        weights = new(context, F32, 1, k, cell.tokens)
+        if self._form == "ik":
+            hidden = ggml.ggml_moe_up_gate(context, up, gate, x, ids, self.SILU)
+            out = ggml.ggml_mul_multi_add(context, ggml.ggml_mul_mat_id(context, down, hidden, ids), weights)
+        else:
+            products = (ggml.ggml_mul_mat_id(context, w, x, ids) for w in (gate, up))
+            hidden = ggml.ggml_swiglu_split(context, *products)
+            each = ggml.ggml_mul(context, ggml.ggml_mul_mat_id(context, down, hidden, ids), weights)
+            row = 4 * cell.hidden
+            slots = [ggml.ggml_view_2d(context, each, cell.hidden, cell.tokens, k * row, s * row) for s in range(k)]
+            out = slots[0]
+            for slot in slots[1:]:
+                out = ggml.ggml_add(context, out, slot)
+        graph.add(out)
+        graph.allocate()
+        chosen, share = experts.route(logits, k)
+        for node, values in ((x, experts.tokens_of(cell)), (ids, chosen), (weights, share)):
+            graph.write(node, values)
+        graph.run()
+        return graph, out
+
+    def prepare(self, cell: Cell) -> Prepared:
+        held = self._layers(cell)
+        layers = held["layers"][: experts.layers_needed(cell)]
+        made = [self._graph(cell, layer, logits) for logits in experts.routings(cell) for layer in layers]
+        graph, out = made[0]
+        got = graph.read(out, (cell.tokens, cell.hidden))[0].astype(np.float64)
+        return Prepared([g.run for g, _ in made], got, held["want"], experts.TOLERANCE)

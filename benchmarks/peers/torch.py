@@ -20,11 +20,11 @@ class _Eager:
     def __init__(self) -> None:
         import torch
 
-        self._torch = torch
+        self.torch = torch
         self._cache = WeightCache()
 
     def versions(self) -> dict[str, str]:
-        return {"torch": self._torch.__version__}
+        return {"torch": self.torch.__version__}
 
     def refuses(self, cell: Cell) -> str | None:
         return None if cell.op == "w4a16" else "takes 16-bit activations"
@@ -45,7 +45,7 @@ class _Eager:
         return w.ends, want, [packed]
 
     def prepare(self, cell: Cell) -> Prepared:
-        torch = self._torch
+        torch = self.torch
         torch.set_num_threads(cell.threads)
         key = (cell.n, cell.k, cell.group_size, cell.symmetric)
         ends, want, copies = self._cache.get(key, lambda: self._held(cell))
@@ -64,21 +64,28 @@ class Int4Pack(_Eager):
 
     name = "torch int4pack"
 
-    def _pack(self, w: Weights) -> tuple[Any, np.ndarray]:
-        torch = self._torch
+    def pack(self, w: Weights) -> tuple[Any, Any]:
+        """(codes, bfloat16 scales and zeros) as the operation takes them."""
+        torch = self.torch
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.from_numpy(w.unpacked().astype(np.int32)), 2)
         scales = w.scales.astype(np.float32)
         zero = np.full(scales.shape, 8, np.float32) if w.zeros is None else w.zeros.astype(np.float32)
         # w = (q - 8) scale + zero
         pairs = np.stack([scales, (8 - zero) * scales], -1).transpose(1, 0, 2)
-        both = torch.from_numpy(np.ascontiguousarray(pairs)).to(torch.bfloat16)
-        return (packed, both), w.dequantized(w.ends)
+        return packed, torch.from_numpy(np.ascontiguousarray(pairs)).to(torch.bfloat16)
+
+    def multiply(self, a: Any, packed: Any, group_size: int) -> Any:
+        """a @ w.T"""
+        return self.torch.ops.aten._weight_int4pack_mm_for_cpu(a, packed[0], group_size, packed[1])
+
+    def _pack(self, w: Weights) -> tuple[Any, np.ndarray]:
+        return self.pack(w), w.dequantized(w.ends)
 
     def _copy(self, packed: Any) -> Any:
         return tuple(part.clone() for part in packed)
 
     def _multiply(self, a: Any, packed: Any, cell: Cell) -> Any:
-        return self._torch.ops.aten._weight_int4pack_mm_for_cpu(a, packed[0], cell.group_size, packed[1])
+        return self.multiply(a, packed, cell.group_size)
 
 
 class Nf4(_Eager):
@@ -98,7 +105,7 @@ class Nf4(_Eager):
         return {"bitsandbytes": self._bnb.__version__, **super().versions()}
 
     def _pack(self, w: Weights) -> tuple[Any, np.ndarray]:
-        torch, functional = self._torch, self._bnb.functional
+        torch, functional = self.torch, self._bnb.functional
         dense = torch.from_numpy(w.dequantized()).to(torch.bfloat16)
         codes, state = functional.quantize_4bit(dense, blocksize=self.blocksize, quant_type="nf4")
         rows = functional.dequantize_4bit(codes, state).float().numpy()[w.ends]
