@@ -232,6 +232,7 @@ VERIFY: dict[str, Target] = {
     "numpy": ("peers.sampling:Numpy", ()),
     "torch multinomial": ("peers.sampling:Torch", ("multinomial",)),
     "torch exponential": ("peers.sampling:Torch", ("exponential",)),
+    "vllm": ("peers.sampling:Vllm", ()),
 }
 ROUTE: dict[str, Target] = {"numpy": ("peers.routing:Numpy", ()), "torch": ("peers.routing:Torch", ())}
 

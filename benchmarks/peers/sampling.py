@@ -5,6 +5,7 @@ does: softmax of all rows, acceptance by u q(x) < p(x), then one draw from (p - 
 """
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -185,3 +186,37 @@ class Torch(_Sampler):
             out = torch.cat([out, torch.full((out.shape[0], 1), -1)], 1)
             out[each, accepted] = last
             return out
+
+
+class Vllm(Torch):
+    """vLLM's own rejection_sample; its kernels are Triton's, so a vLLM built with Triton for CPU is needed."""
+
+    def __init__(self) -> None:
+        super().__init__("multinomial")
+        import vllm
+        from vllm.triton_utils import HAS_TRITON
+        from vllm.v1.sample.rejection_sampler import rejection_sample
+
+        if not HAS_TRITON:
+            raise ImportError("this vLLM has no Triton for CPU, of which its rejection sampler is made")
+        self.name, self._version, self._sample = "vllm", vllm.__version__, rejection_sample
+
+    def versions(self) -> dict[str, str]:
+        return {"vllm": self._version}
+
+    def refuses(self, cell: Cell) -> str | None:
+        return None
+
+    def _verify(self, cell: Cell, rows: Any, drafts: Any, q: Any) -> Any:
+        torch, greedy = self._torch, cell.rule == "greedy"
+        with torch.inference_mode():
+            last = rows[:, -1].argmax(-1) if greedy else rows[:, -1].softmax(-1).multinomial(1)[:, 0]
+            options = SimpleNamespace(
+                all_greedy=greedy, all_random=not greedy, temperature=torch.full((cell.batch,), 0.0 if greedy else 1.0),
+                generators={},
+            )  # fmt: skip
+            ends = torch.arange(1, cell.batch + 1, dtype=torch.int32) * cell.k
+            return self._sample(
+                drafts.reshape(-1).int(), [cell.k] * cell.batch, cell.k, ends, None if greedy else q.flatten(0, 1),
+                rows[:, :-1].reshape(-1, cell.vocab), last[:, None].int(), options,
+            )  # fmt: skip
