@@ -18,7 +18,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from peers.worker import Failed, Worker
 
 #: N x K of Llama-3-8B and Mixtral, Gemma-3-270M, Qwen3-30B-A3B's experts.
 SHAPES = "4096x4096,14336x4096,4096x14336,1024x4096,2048x640,262144x640,768x2048,2048x768"
+KINDS = {"sym": True, "asym": False}
+RULES = ("greedy", "rejection")
 ROWS = [1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64, 128, 512]
 
 Target = tuple[str, tuple[Any, ...]]
@@ -77,14 +79,16 @@ def shapes(text: str) -> list[tuple[int, int]]:
     return [(int(n), int(k)) for n, k in pairs]
 
 
-def kinds(text: str) -> list[bool]:
-    """ "sym,asym" as [True, False]."""
-    return [{"sym": True, "asym": False}[part] for part in text.split(",")]
+def among(allowed: Mapping[str, Any] | Sequence[str]) -> Callable[[str], list[str]]:
+    """Reads "a,b" as ["a", "b"], each one of `allowed`."""
 
+    def some(text: str) -> list[str]:
+        for word in text.split(","):
+            if word not in allowed:
+                raise argparse.ArgumentTypeError(f"expected some of {','.join(allowed)}, got {word!r}")
+        return text.split(",")
 
-def words(text: str) -> list[str]:
-    """ "a,b" as ["a", "b"]."""
-    return text.split(",")
+    return some
 
 
 def parse() -> argparse.Namespace:
@@ -96,25 +100,27 @@ def parse() -> argparse.Namespace:
     common.add_argument("--passes", type=int, default=5)
     common.add_argument("-o", "--output", choices=("table", "md", "csv", "json"), default="table")
     versus = argparse.ArgumentParser(add_help=False)
-    versus.add_argument("--peers", type=words, help="only contenders whose name contains one of these")
+    versus.add_argument(
+        "--peers", type=lambda text: text.split(","), help="only contenders whose name contains one of these"
+    )
     versus.add_argument("--quick", action="store_true", help="a subset that takes under three minutes")
     versus.add_argument("--resume", type=Path, metavar="FILE", help="keep rows in FILE, and go on from those in it")
     weights = argparse.ArgumentParser(add_help=False)
     weights.add_argument("--shapes", type=shapes, help="N x K, as 4096x4096,1024x4096")
     weights.add_argument("--m", type=integers, help="rows of activations, as 1,2,4")
     weights.add_argument("--group", type=integers, default=[32, 128])
-    weights.add_argument("--kind", type=kinds, help="sym,asym")
+    weights.add_argument("--kind", type=among(KINDS), help="sym,asym")
     gemm = commands.add_parser("gemm", parents=[common, versus, weights], help="INT4 and int8 GEMM")
-    gemm.add_argument("--op", type=words, default=["w4a8"], help="w4a8 (default), w4a16, w8a8")
+    gemm.add_argument("--op", type=among(GEMM), default=["w4a8"], help="w4a8 (default), w4a16, w8a8")
     moe = commands.add_parser("moe", parents=[common, versus], help="a layer of experts")
-    moe.add_argument("--layers", type=words, help=", ".join(LAYERS))
+    moe.add_argument("--layers", type=among(LAYERS), help=", ".join(LAYERS))
     moe.add_argument("--tokens", type=integers)
-    moe.add_argument("--routing", type=words, help=", ".join(ROUTINGS))
+    moe.add_argument("--routing", type=among(ROUTINGS), help=", ".join(ROUTINGS))
     verify = commands.add_parser("verify", parents=[common, versus], help="verification of drafted chains")
     verify.add_argument("--vocab", type=integers)
     verify.add_argument("--batch", type=integers)
     verify.add_argument("--drafts", type=integers)
-    verify.add_argument("--rule", type=words, default=["greedy", "rejection"])
+    verify.add_argument("--rule", type=among(RULES), default=list(RULES))
     route = commands.add_parser("route", parents=[common, versus], help="routing of tokens to experts")
     route.add_argument("--tokens", type=integers)
     one = commands.add_parser("bounds", parents=[common, weights], help="our w4a8 kernel against its bounds")
@@ -132,7 +138,7 @@ def gemm_cells(args: argparse.Namespace) -> list[Cell]:
     """Cells in an order in which weights are made once."""
     quick = args.quick
     wanted = args.shapes or shapes("4096x4096,2048x640" if quick else SHAPES)
-    kind = args.kind or ([True] if quick else [True, False])
+    kind = [KINDS[name] for name in args.kind or (["sym"] if quick else KINDS)]
     rows = args.m or ([1, 4, 16, 128] if quick else ROWS)
     return [
         Cell.of(op, threads, n=n, k=k, group_size=group, symmetric=symmetric, m=m)
@@ -262,7 +268,7 @@ VERIFY_COLUMNS = [
     Column("k", "drafts", align="right"),
     Column("threads", "threads", align="right"),
 ]
-VERIFY_CLASSES: Classes = {rule: (lambda r, rule=rule: r["rule"] == rule) for rule in ("greedy", "rejection")}
+VERIFY_CLASSES: Classes = {rule: (lambda r, rule=rule: r["rule"] == rule) for rule in RULES}
 
 
 def route_cells(args: argparse.Namespace) -> list[Cell]:
@@ -398,7 +404,7 @@ def main() -> int:
         configs = [
             {"n": n, "k": k, "threads": threads, "group_size": group, "symmetric": symmetric}
             for (n, k), group, symmetric, threads in product(
-                args.shapes or shapes(SHAPES), args.group, args.kind or [True, False], args.threads
+                args.shapes or shapes(SHAPES), args.group, [KINDS[name] for name in args.kind or KINDS], args.threads
             )
         ]
         return bounds.run(args, configs)

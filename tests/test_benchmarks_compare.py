@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import bounds
 import comparison
 from comparison import Results, geometric_mean, losses_first, measure, row_of, summary
 from peers.contender import Cell, Prepared, Weights, product
@@ -208,3 +209,39 @@ def test_the_checked_columns_are_the_products():
     a, w = np.ones((2, 3), np.float32), np.arange(6, dtype=np.float32).reshape(2, 3)
     np.testing.assert_array_equal(product(a, w), [[3, 12], [3, 12]])
     assert comparison.OURS == "assay"
+
+
+CONFIG = {"n": 128, "k": 64, "threads": 1, "group_size": 32, "symmetric": True}
+
+
+def process(first):
+    """What one process says of bounds: 4096 + 512 bytes in `first` seconds, 1.5 times that for two rows, 1.8 for three."""
+    times = {"1": [first] * 3, "2": [1.5 * first] * 3, "3": [1.8 * first] * 3, "64": [1e-3] * 3}
+    return {"times": times, "dram": {"a": [1e9, 5e9, 4e9], "b": [2e9] * 3}, "peak": {"64": [2e9] * 3}}
+
+
+def test_bounds_are_medians_of_processes_against_the_best_probe():
+    rows = {(r["bound"], r["m"]): r for r in bounds.rows_of(CONFIG, [process(t) for t in (2e-6, 1e-6, 4e-6)])}
+    dram = rows["dram", 1]
+    assert dram["value"] == pytest.approx((4096 + 512) / 2e-6 / 4e9)
+    assert (dram["processes"], dram["met"]) == (3, False)
+    assert (rows["step", 1]["value"], rows["step", 1]["met"]) == (pytest.approx(1.5), False)
+    assert (rows["step", 2]["value"], rows["step", 2]["met"]) == (pytest.approx(1.2), True)
+    assert rows["int8 peak", 64]["value"] == pytest.approx(2 * 64 * 128 * 64 / 1e-3 / 2e9)
+
+
+def test_a_table_of_bounds_shows_the_missed_steps_and_the_times():
+    shown = bounds.brief(bounds.rows_of(CONFIG, [process(2e-6)]))
+    assert [row["bound"] for row in shown] == ["dram", "step 1 to 2", "step 2 to 3", "int8 peak", "us by M"]
+    assert shown[-1]["detail"] == "1: 2, 2: 3, 64: 1000"
+
+
+@pytest.mark.parametrize("arguments", [["gemm", "--kind", "odd"], ["gemm", "--op", "w2a2"], ["moe", "--layers", "x"],
+                                       ["verify", "--rule", "x"], ["gemm", "--shapes", "1y2"], ["gemm", "--passes", "0"]])  # fmt: skip
+def test_a_bad_option_is_named(arguments, monkeypatch, capsys):
+    import compare
+
+    monkeypatch.setattr(sys, "argv", ["compare.py", *arguments])
+    with pytest.raises(SystemExit):
+        compare.parse()
+    assert arguments[1] in capsys.readouterr().err

@@ -101,10 +101,13 @@ class Contender(Protocol):
         ...
 
 
-def copies_needed(nbytes: float, m: int) -> int:
-    """Weight copies to rotate through: more than eight last-level caches when decoding, else two."""
-    if m > DECODE_ROWS:
-        return 2
+def copies_needed(cell: Cell, nbytes: float) -> int:
+    """Copies of a GEMM's weights of `nbytes` to rotate through.
+
+    Together more than eight last-level caches when decoding; else two, or one where the output alone empties the cache.
+    """
+    if cell.m > DECODE_ROWS:
+        return 1 if 4 * cell.m * cell.n > 128e6 else 2
     wanted = max(8.25 * machine.describe().last_level_cache_bytes, 264e6)
     most = (machine.memory_bytes("MemAvailable") or 8 << 30) / 16
     return max(2, int(-(-min(wanted, most) // nbytes)))

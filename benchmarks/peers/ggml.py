@@ -276,7 +276,7 @@ class Ggml:
 
     def prepare(self, cell: Cell) -> Prepared:
         held = self._cache.get((cell.n, cell.k, cell.symmetric), lambda: Held(weights_of(cell), self._type))
-        tensors = self._tensors(held, copies := copies_needed(held.blocks.nbytes, cell.m))
+        tensors = self._tensors(held, copies := copies_needed(cell, held.blocks.nbytes))
         ggml, graph = self._ggml, Graph(self._ggml, cell.threads)
         a = ggml.ggml_new_tensor_2d(graph.context, F32, cell.k, cell.m)
         nodes = [ggml.ggml_mul_mat(graph.context, tensor, a) for tensor in tensors.all[:copies]]

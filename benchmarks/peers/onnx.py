@@ -75,7 +75,7 @@ class OnnxRuntime:
 
     def prepare(self, cell: Cell) -> Prepared:
         # A model larger than 2 GB cannot be serialised; nothing here comes near it.
-        copies = copies_needed(cell.weight_bytes, cell.m)
+        copies = copies_needed(cell, cell.weight_bytes)
         key = (cell.op, cell.n, cell.k, cell.group_size, cell.symmetric, cell.threads, copies)
         w, session = self._cache.get(key, lambda: self._session(cell, copies))
         x = activations(cell.m, cell.k)

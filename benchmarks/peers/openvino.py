@@ -76,7 +76,7 @@ class OpenVino:
         return w, compiled, keep
 
     def prepare(self, cell: Cell) -> Prepared:
-        copies = copies_needed(cell.weight_bytes, cell.m)
+        copies = copies_needed(cell, cell.weight_bytes)
         key = (cell.op, cell.n, cell.k, cell.group_size, cell.symmetric, cell.threads, copies)
         w, compiled, keep = self._cache.get(key, lambda: self._model(cell, copies))
         request = compiled.create_infer_request()

@@ -41,7 +41,7 @@ class Assay:
     def prepare(self, cell: Cell) -> Prepared:
         key = (cell.n, cell.k, cell.group_size, cell.symmetric, cell.op == "w8a8")
         w, copies = self._cache.get(key, lambda: self._copies(cell))
-        while len(copies) < copies_needed(cell.weight_bytes, cell.m):
+        while len(copies) < copies_needed(cell, cell.weight_bytes):
             data = aligned_empty(copies[0].nbytes)
             data[:] = copies[0].data
             if isinstance(copies[0], PackedInt8):

@@ -49,7 +49,7 @@ class _Eager:
         torch.set_num_threads(cell.threads)
         key = (cell.n, cell.k, cell.group_size, cell.symmetric)
         ends, want, copies = self._cache.get(key, lambda: self._held(cell))
-        while len(copies) < copies_needed(cell.weight_bytes, cell.m):
+        while len(copies) < copies_needed(cell, cell.weight_bytes):
             copies.append(self._copy(copies[0]))
         x = activations(cell.m, cell.k)
         a = torch.from_numpy(x).to(torch.bfloat16)
