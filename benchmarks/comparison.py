@@ -39,7 +39,7 @@ class Measured:
     times
         Contender to seconds, one entry a pass.
     roofs
-        One reading a pass.
+        One reading a pass; a row is held against the highest, for what disturbs a probe only lowers it.
     absent
         Contender to why it was not timed, where it does not take such cells or failed.
     wrong
@@ -113,7 +113,7 @@ def row_of(cell: Cell, found: Measured, work: Callable[[Cell], dict[str, float]]
         row.update(ratio=row["best_us"] / row["ours_us"], ratio_low=min(ratios), ratio_high=max(ratios))
         row["verdict"] = verdict(row)
     if OURS in took:
-        least = {r: amount / statistics.median(now[r] for now in found.roofs) for r, amount in work(cell).items()}
+        least = {roof: amount / max(now[roof] for now in found.roofs) for roof, amount in work(cell).items()}
         binding = max(least, key=least.__getitem__)
         row.update(bound=BOUNDS[binding], roof_pct=100 * least[binding] / took[OURS])
     return row

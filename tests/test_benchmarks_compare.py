@@ -245,3 +245,19 @@ def test_a_bad_option_is_named(arguments, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         compare.parse()
     assert arguments[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("op", ["w4a8", "w8a8"])
+def test_the_c_call_of_an_op_computes_the_same(op):
+    import assay
+    from peers.ours import c_call
+
+    w = Weights(32, 64, 32, True, 4 if op == "w4a8" else 8)
+    packed = assay.pack(w.codes, w.scales) if op == "w4a8" else assay.pack_int8(w.codes, w.scales)
+    a, out = np.ones((3, 64), np.float32), np.zeros((3, 32), np.float32)
+    call = c_call(op, lambda: getattr(assay, f"{op}_gemm")(a, packed, out))
+    want = out.copy()
+    assert want.any()
+    out[:] = 0
+    assert call() == 0
+    np.testing.assert_array_equal(out, want)
