@@ -17,7 +17,8 @@ from .gemm import (
 )
 from .moe import moe_route
 from .rows import row_status, softmax
-from .verify import accepts, philox4x32, resample, sample, uniform, verify_chain, verify_request
+from .philox import philox4x32, uniform
+from .verification import accepts, resample, sample, verify
 
 __all__ = [
     "accepts",
@@ -35,8 +36,7 @@ __all__ = [
     "softmax",
     "uniform",
     "unpack_nibbles",
-    "verify_chain",
-    "verify_request",
+    "verify",
     "w4a8_gemm",
     "w4a16_gemm",
     "w8a8_gemm",
