@@ -59,10 +59,15 @@ def test_lossy_rules_and_wrong_drafts_are_seen_to_be_biased():
     assert tree.distance(bits=20, rule="typical")[0] > 0.1
     for how in ({"threshold_acc": 0.9}, {"threshold_single": 0.3}):
         assert tree.distance(bits=20, rule="target_only", one_hot=True, drafts=drafts, **how)[0] > 0.01
-    # Drawn with replacement, verified as if without, and the other way round.
-    assert tree.distance(bits=20, rule=WITHOUT[0], replaced=True)[0] > 1e-3
-    assert tree.distance(bits=20, rule="specinfer", replaced=False)[0] > 1e-3
+    for rule in ("specinfer", "traversal"):  # drawn without replacement, verified as if with
+        assert tree.distance(bits=20, rule=rule, replaced=False)[0] > 1e-3
     assert tree.distance(bits=20, rule="target_only")[0] < 1e-5  # lossless for any drafts, sampled ones too
+
+
+@pytest.mark.parametrize("rule", WITHOUT)
+@pytest.mark.parametrize("parents", [PAIR, BUSH])
+def test_independent_drafts_with_the_repeated_passed_over_are_drawn_without_replacement(parents, rule):
+    assert Tree(3, parents, seed=1).distance(bits=34, rule=rule, replaced=True)[0] <= 1e-6
 
 
 def test_acceptance_orders_as_the_papers_prove():

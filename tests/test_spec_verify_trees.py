@@ -22,7 +22,9 @@ def forest(seed, batch=4, vocab=50, most=6, *, scale=3.0):
     cu = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     n = int(cu[-1])
     logits = (rng.standard_normal((n + batch, vocab)) * scale).astype(np.float32)
-    parents = np.concatenate([[rng.integers(-1, j) if j else -1 for j in range(k)] for k in counts] or [[]]).astype(np.int32)
+    parents = np.concatenate([[rng.integers(-1, j) if j else -1 for j in range(k)] for k in counts] or [[]]).astype(
+        np.int32
+    )
     q, ids = np.zeros((n, vocab), np.float32), np.zeros(n, np.int32)
     for b in range(batch):
         own = {}

@@ -183,7 +183,7 @@ def _typical(r: Request) -> Decision:
             token = r.token(child)
             if r.probability(row, token) > threshold:
                 stands.add(child)
-                r.node(child).score = node.score + np.float32(r.log_probability(row, token))
+                r.node(child).score = np.float32(node.score) + np.float32(r.log_probability(row, token))
     return best, r.draw(r.row(best), _bonus_uniform(r, best))
 
 

@@ -16,8 +16,8 @@ from .gemm import (
     w8a8_gemm,
 )
 from .moe import moe_route
-from .rows import row_status, softmax
 from .philox import philox4x32, uniform
+from .rows import row_status, softmax
 from .verification import accepts, resample, sample, verify
 
 __all__ = [
