@@ -72,7 +72,7 @@ static uint32_t bits_of(float x) {
 /* Rises with the logit. Adding 0 makes both zeros one. */
 static uint32_t logit_key(float logit) {
     const uint32_t bits = bits_of(logit + 0.0f);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return bits ^ ((0u - (bits >> 31)) | 0x80000000u); /* without a branch, for vectors */
 }
 
 static float exponent(const assay_spec_request *r, float logit) { return (logit - r->s.top) * r->inverse_t; }
@@ -120,8 +120,13 @@ const void *assay_spec_view(const assay_spec_request *r, int64_t b, float *buffe
         for (int64_t i = 0; i < n; i++) buffer[i] = mask[i >> 5] >> (i & 31) & 1 ? buffer[i] : -INFINITY;
     }
     if (r->s.cuts == CUT_LOGITS) {
-        for (int64_t i = 0; i < n; i++)
-            buffer[i] = kept(r->s.by_logit, logit_key(buffer[i]), from + i) ? buffer[i] : -INFINITY;
+        const uint32_t key = r->s.by_logit.key;
+        const int64_t behind = r->s.by_logit.last - from;
+        const int32_t last = behind < -1 ? -1 : behind > n ? (int32_t)n : (int32_t)behind;
+        for (int32_t i = 0; i < n; i++) {
+            const uint32_t own = logit_key(buffer[i]);
+            buffer[i] = (own > key) | ((own == key) & (i <= last)) ? buffer[i] : -INFINITY;
+        }
     } else if (r->s.cuts == CUT_MIN_P) {
         _Alignas(64) float weights[ASSAY_VOCAB_BLOCK];
         const float least = r->call->a->min_p[r->b];
@@ -161,7 +166,12 @@ static const float *keys_of_block(const assay_spec_request *r, const selection *
     const void *view = assay_spec_view(r, b, buffer, &dtype);
     if (view != buffer)
         for (int64_t i = 0; i < n; i++) buffer[i] = assay_load_f32(view, dtype, i);
-    for (int64_t i = 0; i < n; i++) keys[i] = s->by_distance ? distance_key(r, buffer[i]) : logit_key(buffer[i]);
+    if (s->by_distance) {
+        const float top = r->s.top, inverse_t = r->inverse_t, center = r->s.center;
+        for (int64_t i = 0; i < n; i++) keys[i] = ~bits_of(fabsf((buffer[i] - top) * inverse_t - center));
+    } else {
+        for (int64_t i = 0; i < n; i++) keys[i] = logit_key(buffer[i]);
+    }
     if (!s->elements) r->call->kernel->weights(buffer, ASSAY_F32, n, r->s.top, r->inverse_t, weights);
     return buffer;
 }
