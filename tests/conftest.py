@@ -2,22 +2,23 @@
 
 import ctypes
 import mmap
+import os
 
 import numpy as np
 import pytest
 
 
-def runnable_variants() -> list[str]:
-    """ISA tiers of the INT4 GEMM that this build has and this CPU runs, scalar first."""
+def runnable_variants(op: str = "int4_gemm") -> list[str]:
+    """ISA tiers of an op that this build has and this CPU runs, scalar first."""
     from assay.ops import info
 
-    found = [v["isa"] for v in info.variants() if v["op"] == "int4_gemm" and v["compiled"] and v["supported"]]
+    found = [v["isa"] for v in info.variants() if v["op"] == op and v["compiled"] and v["supported"]]
     return sorted(found, key=lambda isa: isa != "scalar")
 
 
 def pytest_generate_tests(metafunc):
     if "variant" in metafunc.fixturenames:
-        metafunc.parametrize("variant", runnable_variants())
+        metafunc.parametrize("variant", runnable_variants(getattr(metafunc.module, "OP", "int4_gemm")))
 
 
 @pytest.fixture
@@ -46,8 +47,14 @@ def guarded():
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
     """(ffi, lib) of a library whose AVX-512 kernels run on this CPU by emulated intrinsics (tests/emulate)."""
+    from assay.ops import info
     from emulate import build
 
+    if (
+        any(tier["isa"] == "avx512vnni" and tier["supported"] for tier in info.isa_tiers())
+        and "ASSAY_EMULATE" not in os.environ
+    ):
+        pytest.skip("this CPU runs the tier itself, so its variants are tested by name (ASSAY_EMULATE=1: emulated too)")
     try:
         return build.load(tmp_path_factory.mktemp("emulated"))
     except build.UnavailableError as exc:
