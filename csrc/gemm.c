@@ -143,7 +143,15 @@ static void pack8_tiles(void *arg, int64_t begin, int64_t end) {
                 memcpy(block + 2 * j, &s, 2);
                 uint8_t *dst = block + ASSAY_SCALE_BYTES + j / 16 * 64 + j % 16 * 4;
                 const int8_t *src = j < cols ? p->qweight + (n0 + j) * l->k + g * l->group : NULL;
-                for (int64_t i = 0; i < l->group_padded; i += 4, dst += 128) {
+                int64_t i = 0;
+                for (; src && i + 8 <= l->group; i += 8, dst += 256) {
+                    uint64_t eight;
+                    memcpy(&eight, src + i, 8);
+                    eight ^= 0x8080808080808080; /* q + 128, two lanes' worth */
+                    memcpy(dst, &eight, 4);
+                    memcpy(dst + 128, (const uint8_t *)&eight + 4, 4);
+                }
+                for (; i < l->group_padded; i += 4, dst += 128) {
                     const uint32_t four = src ? assay_lane_of_bytes(src + i, l->group - i) : 0x80808080;
                     memcpy(dst, &four, 4);
                 }
