@@ -17,9 +17,11 @@ from .gemm import (
 )
 from .moe import moe_route
 from .rows import row_status, softmax
+from .tree import TreeLayout, tree_build
 from .verify import accepts, philox4x32, resample, sample, uniform, verify_chain, verify_request
 
 __all__ = [
+    "TreeLayout",
     "accepts",
     "dequantize_int4",
     "fma",
@@ -33,6 +35,7 @@ __all__ = [
     "row_status",
     "sample",
     "softmax",
+    "tree_build",
     "uniform",
     "unpack_nibbles",
     "verify_chain",
