@@ -291,6 +291,8 @@ def optimal_tree(acceptance: Any, budget: int, *, max_depth: int | None = None) 
     below = np.full(budget + 1, -np.inf)
     below[0] = 0.0
     cuts = []
+    nodes, taken = np.ogrid[: budget + 1, : budget + 1]
+    possible, rest = (taken >= 1) & (taken <= nodes), np.maximum(nodes - taken, 0)
     for level in range(levels - 1, -1, -1):
         p = rows[level if table.ndim == 2 else 0]
         subtree = np.concatenate([[-np.inf], 1.0 + below[:-1]])  # a node and what hangs from it
@@ -298,20 +300,18 @@ def optimal_tree(acceptance: Any, budget: int, *, max_depth: int | None = None) 
         forest[0] = 0.0
         level_cuts = np.zeros((ranks, budget + 1), np.int32)
         for rank in range(ranks - 1, -1, -1):
-            best = np.full(budget + 1, -np.inf)
+            gain = np.where(np.isneginf(subtree), -np.inf, p[rank] * np.where(np.isneginf(subtree), 0.0, subtree))
+            values = gain[None, :] + forest[rest]  # [nodes, of which the child takes]
+            values[~possible] = -np.inf
+            take = values.argmax(axis=1)
+            best = values[np.arange(budget + 1), take]
             best[0] = 0.0
-            with np.errstate(invalid="ignore"):
-                gain = np.where(np.isneginf(subtree), -np.inf, p[rank] * subtree)
-            for m in range(1, budget + 1):
-                values = gain[1 : m + 1] + forest[m - 1 :: -1][:m]
-                take = int(values.argmax())
-                best[m], level_cuts[rank, m] = values[take], take + 1
+            level_cuts[rank] = take
             forest = best
         below = forest
         cuts.append(level_cuts)
     cuts.reverse()
-    nodes = int(np.argmax(below)) if levels and budget else 0
-    return _cut_tree(cuts, nodes)
+    return _cut_tree(cuts, int(np.argmax(below)) if levels else 0)
 
 
 def _cut_tree(cuts: list[np.ndarray], nodes: int) -> DraftTree:
