@@ -210,7 +210,7 @@ def value(forest, table, level):
 
 def fits(forest, table, level, deepest):
     return level <= deepest and (
-        not forest or len(forest) <= len(table[0]) and all(fits(b, table, level + 1, deepest) for b in forest)
+        not forest or (len(forest) <= len(table[0]) and all(fits(b, table, level + 1, deepest) for b in forest))
     )
 
 
@@ -246,7 +246,9 @@ def test_top_scores_are_the_best_paths():
     """With enough width nothing is cut while growing, so that the result is the best of all paths."""
     vocab, depth = 3, 3
     rng = np.random.default_rng(0)
-    rows = {x: np.log(rng.dirichlet(np.ones(vocab))) for n in range(depth) for x in itertools.product(range(3), repeat=n)}
+    rows = {
+        x: np.log(rng.dirichlet(np.ones(vocab))) for n in range(depth) for x in itertools.product(range(3), repeat=n)
+    }
     tree, logs = top_scores(lambda paths: [rows[tuple(p)] for p in paths], depth=depth, width=27, budget=9)
     score = {x: sum(rows[x[:i]][x[i]] for i in range(len(x)))
              for n in range(1, depth + 1) for x in itertools.product(range(3), repeat=n)}  # fmt: skip

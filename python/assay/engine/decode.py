@@ -147,7 +147,9 @@ class DecodeLoop:
         r = next(r for r in self._running if r.request is request)
         last = len(tokens) - 1
         if not 0 <= last - r.context <= self.max_nodes:
-            raise ValueError(f"tokens: expected {r.context + 1}..{r.context + 1 + self.max_nodes} of them, got {last + 1}")
+            raise ValueError(
+                f"tokens: expected {r.context + 1}..{r.context + 1 + self.max_nodes} of them, got {last + 1}"
+            )
         slots = self.cache.slots(r.table, np.arange(last + 1))
         hidden = self.model.forward(
             self.cache, tokens[-1:], np.array([last]), slots[-1:], [slots], num_layers=num_layers

@@ -101,6 +101,8 @@ def _call(parents: np.ndarray, tokens: np.ndarray | None, position: int, max_dep
     status, node, leaves, deepest = info
     if status:
         none = np.empty(0, np.int32)
-        return TreeLayout(status, node, none, positions[:0], none, none, mask[:0, :0], words[:0, :0], none[:, None][:, :0])
+        return TreeLayout(
+            status, node, none, positions[:0], none, none, mask[:0, :0], words[:0, :0], none[:, None][:, :0]
+        )
     paths = retrieve[: leaves * (deepest + 1)].reshape(leaves, deepest + 1)
     return TreeLayout(status, node, links[0], positions, links[1], links[2], mask, words, paths)

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -153,8 +154,8 @@ def certify(
     for i, (p, q) in enumerate(pairs):
         if named is not None:
             named.add(tally, i, p, q)
-        else:
-            law, runs = enumerate_law(lambda draw, p=p, q=q: _emission(policy, draw, p, q, vocab))  # type: ignore[misc]
+        elif not isinstance(policy, str):
+            law, runs = enumerate_law(partial(_emission, policy, p, q, vocab))
             tally.add(i, None, [(tokens, len(tokens) - 1, weight) for tokens, weight in law.items()], p)
             tally.outcomes += runs
     name = policy if isinstance(policy, str) else getattr(policy, "__qualname__", type(policy).__name__)
@@ -192,7 +193,7 @@ def random_models(vocab: int, seed: Any, *, exact: bool = False) -> tuple[Model,
     return table(0), table(1)
 
 
-def _emission(policy: Policy, draw: Draw, target: Model, draft: Model, vocab: int) -> tuple[int, ...]:
+def _emission(policy: Policy, target: Model, draft: Model, vocab: int, draw: Draw) -> tuple[int, ...]:
     tokens = tuple(int(x) for x in policy(draw, target, draft))
     if not tokens or not all(0 <= x < vocab for x in tokens):
         raise ValueError(f"policy: expected at least one token, all within 0..{vocab - 1}, got {tokens}")
@@ -215,7 +216,12 @@ class _Tally:
     laws: dict[tuple[int, int], dict[tuple[int, ...], Any]] = field(default_factory=dict)
 
     def add(
-        self, setting: int, drafted: tuple[int, ...] | None, emissions: list[_Emission], target: Model, share: float = 1.0
+        self,
+        setting: int,
+        drafted: tuple[int, ...] | None,
+        emissions: list[_Emission],
+        target: Model,
+        share: float = 1.0,
     ) -> None:
         """One law. `share`: of the setting's expected acceptance, where it has a law for each draft."""
         length = max(len(tokens) for tokens, _, _ in emissions)

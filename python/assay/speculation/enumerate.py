@@ -1,6 +1,7 @@
 """Exact laws without sampling: of a program that makes random choices, and of a kernel that is given uniforms."""
 
 from collections.abc import Callable, Hashable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ class Draw:
             self._pending += [(*self._taken, other) for other in possible[1:]]
         self._taken.append(index)
         if len(possible) > 1:
-            self.weight *= values[index] / sum(values)
+            chosen = values[index]
+            self.weight *= (Fraction(chosen) if isinstance(chosen, int) else chosen) / sum(values)
         return index
 
     def accept(self, probability: Any) -> bool:
@@ -138,7 +140,9 @@ def uniform_law(
         sure = np.flatnonzero(same & ~narrow)
         inside = low[sure] + (high[sure] - low[sure]) * rng.uniform(0.001, 0.999, (len(sure), dims))
         if len(sure) and (run(owner[sure], inside) != found[sure, 0]).any():
-            raise ValueError("run: expected outcomes on intervals of each uniform, got another one between equal corners")
+            raise ValueError(
+                "run: expected outcomes on intervals of each uniform, got another one between equal corners"
+            )
 
         open_ = np.flatnonzero(~(same | narrow))
         if not len(open_):

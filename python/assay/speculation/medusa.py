@@ -92,10 +92,11 @@ class MedusaHeads:
     ) -> "MedusaHeads":
         """From float arrays by the parts of their names: ``("0", "0", "linear", "weight")``."""
         left = dict(tensors)
-        blocks, outputs = [], []
+        blocks: list[list[tuple[np.ndarray, np.ndarray]]] = []
+        outputs: list[np.ndarray] = []
         while any(key[0] == str(len(outputs)) for key in left):
             head = str(len(outputs))
-            layers = []
+            layers: list[tuple[np.ndarray, np.ndarray]] = []
             while (head, str(len(layers)), "linear", "weight") in left:
                 at = (head, str(len(layers)), "linear")
                 if (*at, "bias") not in left:

@@ -94,7 +94,7 @@ class NGramProposer:
             return no_draft()
         count = min(self.branches, len(best), max_nodes)
         places = best[::-1][:count].tolist()
-        return Draft(DraftTree.from_sequences([_copied(recent, at, max_nodes // count) for at in places]))
+        return Draft(DraftTree.from_sequences([_copied(recent, at, max_nodes // count).tolist() for at in places]))
 
 
 class SuffixAutomatonProposer:
@@ -115,6 +115,8 @@ class SuffixAutomatonProposer:
         if capacity < 2 or shortest < 1:
             raise ValueError(f"capacity, shortest: expected at least 2 and 1, got {capacity}, {shortest}")
         self.capacity, self.shortest = capacity, shortest
+        self._held = np.empty(0, np.int32)
+        self._match = (0, -1)
         self._restart(0)
 
     def propose(self, tokens: np.ndarray, max_nodes: int) -> Draft:

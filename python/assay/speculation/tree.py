@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,7 @@ class DraftTree:
             raise ValueError("tokens: expected a tree with tokens, got None")
         index: dict[tuple[int, int], int] = {}
         new = np.empty(len(self), np.int32)
-        kept = []
+        kept: list[int] = []
         for i, (parent, token) in enumerate(zip(self.parents.tolist(), self.tokens.tolist(), strict=True)):
             key = (-1 if parent < 0 else int(new[parent]), token)
             if key not in index:
@@ -202,13 +203,15 @@ class DraftTree:
         """
         table = np.asarray(paths)
         if table.ndim != 2 or table.dtype.kind not in "iu":
-            raise ValueError(f"paths: expected integers [num_paths, length], got {table.dtype} of {table.ndim} dimensions")
+            raise ValueError(
+                f"paths: expected integers [num_paths, length], got {table.dtype} of {table.ndim} dimensions"
+            )
         above: dict[int, int] = {}
         for path in table.tolist():
             rows = path[: path.index(-1)] if -1 in path else path
             if not rows or rows[0] != 0 or any(x != -1 for x in path[len(rows) :]):
                 raise ValueError(f"paths: expected a path from row 0 with -1 behind it, got {path}")
-            for parent, row in zip(rows, rows[1:], strict=False):
+            for parent, row in pairwise(rows):
                 if above.setdefault(row, parent) != parent:
                     raise ValueError(f"paths: expected one parent of row {row}, got {above[row]} and {parent}")
         if sorted(above) != list(range(1, len(above) + 1)):
