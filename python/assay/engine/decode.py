@@ -14,6 +14,7 @@ from .transformer import Transformer, step_rows
 
 #: Rules whose output is, token for token, that of decoding without drafts.
 BIT_IDENTICAL = ("greedy", "sampled", "gumbel")
+_CHAIN_RULES = ("rejection", "block")
 
 
 @dataclass(eq=False)
@@ -185,8 +186,10 @@ class DecodeLoop:
         draft = request.proposer.propose(request.tokens, nodes)
         if len(draft.tree) > nodes or draft.tree.tokens is None:
             raise ValueError(f"proposer: expected a tree of at most {nodes} nodes with tokens, got {len(draft.tree)}")
+        if self.rule in _CHAIN_RULES and not np.array_equal(draft.tree.parents, np.arange(-1, len(draft.tree) - 1)):
+            raise ValueError(f"proposer: expected a chain with rule={self.rule!r}, got a tree of several branches")
         tokens = draft.tree.tokens
-        if len(tokens) and not (0 <= tokens.min() and tokens.max() < self.model.config.vocab_size):
+        if len(tokens) and not (tokens.min() >= 0 and tokens.max() < self.model.config.vocab_size):
             raise ValueError(f"proposer: expected tokens within 0..{self.model.config.vocab_size - 1}")
         return draft
 
@@ -201,7 +204,7 @@ class DecodeLoop:
             cu,
             self._probs(drafts) if with_probs else None,
             rule=self.rule,
-            parents=None if self.rule in ("rejection", "block") else np.concatenate([d.tree.parents for d in drafts]),
+            parents=None if self.rule in _CHAIN_RULES else np.concatenate([d.tree.parents for d in drafts]),
             temperature=np.array([r.temperature for r in requests], np.float32),
             seed=np.array([r.seed for r in requests], np.uint64),
             position=np.array([r.context + 1 for r in running], np.int64),

@@ -1,6 +1,7 @@
 """Exact laws without sampling: of a program that makes random choices, and of a kernel that is given uniforms."""
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -94,8 +95,8 @@ def uniform_law(
     """The exact law of deterministic programs of uniforms, seen from outside only: kernels, for example.
 
     The cube of uniforms is split into boxes on which the outcome is constant. Where two corners of a box that differ in
-    one uniform differ in outcome, the threshold between them is found by bisection and the box is split there. What
-    this rests on: in each uniform, the others held, an outcome is taken on one interval, and boxes whose corners agree are
+    one uniform differ in outcome, a threshold between them is found by bisection and the box is split there. What this
+    rests on: in each uniform, the others held, an outcome is taken on one interval, so that boxes whose corners agree are
     constant. Decisions by thresholds and draws by a cumulated sum are so; random points check it.
 
     Parameters
@@ -118,7 +119,7 @@ def uniform_law(
         An outcome that its box did not foretell, or more than `max_boxes` boxes.
     """
     laws: list[dict[tuple[int, ...], float]] = [{} for _ in range(programs)]
-    inset = 2.0 ** -(bits + 1)
+    inset = 2.0**-bits  # four times what a threshold may be off by
     corners = (np.arange(2**dims)[:, None] >> np.arange(dims) & 1).astype(bool)
     owner, low, high = np.arange(programs), np.zeros((programs, dims)), np.ones((programs, dims))
     boxes = 0
@@ -128,39 +129,49 @@ def uniform_law(
             raise ValueError(f"run: expected at most {max_boxes} boxes of constant outcome, got more")
         points = np.where(corners, high[:, None] - inset, low[:, None] + inset)
         found = run(np.repeat(owner, len(corners)), points.reshape(-1, dims)).reshape(len(owner), len(corners), -1)
-        same = (found == found[:, :1]).all(axis=(1, 2))
         narrow = (high - low).min(axis=1) <= 4 * inset
-        done = np.flatnonzero(same | narrow)
-        boxes += len(done)
-        volumes = (high[done] - low[done]).prod(axis=1)
-        for b, volume in zip(done, volumes, strict=True):
-            outcome = tuple(found[b, 0].tolist())
-            law = laws[owner[b]]
-            law[outcome] = law.get(outcome, 0.0) + float(volume)
-        sure = np.flatnonzero(same & ~narrow)
-        inside = low[sure] + (high[sure] - low[sure]) * rng.uniform(0.001, 0.999, (len(sure), dims))
-        if len(sure) and (run(owner[sure], inside) != found[sure, 0]).any():
+        bracket = _differing_corners(points, found, low, high)
+        constant = bracket.axis < 0
+        for b in np.flatnonzero(constant | narrow):
+            law, outcome = laws[owner[b]], tuple(found[b, 0].tolist())
+            law[outcome] = law.get(outcome, 0.0) + float((high[b] - low[b]).prod())
+            boxes += 1
+        wide = np.flatnonzero(constant & ((high - low).min(axis=1) > 64 * inset))
+        inside = low[wide] + (high[wide] - low[wide]) * rng.uniform(0.1, 0.9, (len(wide), dims))
+        if len(wide) and (run(owner[wide], inside) != found[wide, 0]).any():
             raise ValueError(
                 "run: expected outcomes on intervals of each uniform, got another one between equal corners"
             )
 
-        open_ = np.flatnonzero(~(same | narrow))
-        if not len(open_):
+        split = np.flatnonzero(~(constant | narrow))
+        if not len(split):
             break
-        axis, cut = _threshold(run, owner[open_], points[open_], found[open_], low[open_], high[open_], bits)
-        at = np.arange(len(open_))
-        left, right = high[open_].copy(), low[open_].copy()
+        cut = _threshold(run, owner[split], bracket.take(split), bits)
+        at, axis = np.arange(len(split)), bracket.axis[split]
+        left, right = high[split].copy(), low[split].copy()
         left[at, axis] = right[at, axis] = cut
-        owner = np.concatenate([owner[open_]] * 2)
-        low, high = np.concatenate([low[open_], right]), np.concatenate([left, high[open_]])
+        owner = np.concatenate([owner[split]] * 2)
+        low, high = np.concatenate([low[split], right]), np.concatenate([left, high[split]])
     return laws, boxes
 
 
-def _threshold(
-    run: Callable[[np.ndarray, np.ndarray], np.ndarray], owner: np.ndarray, points: np.ndarray, found: np.ndarray,
-    low: np.ndarray, high: np.ndarray, bits: int,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Of each box, a uniform that matters (the first that does) and where the outcome of its lower end stops."""
+@dataclass
+class _Bracket:
+    """Of each box: a uniform that matters (-1: none was found), a point and its outcome, and two values of that uniform,
+    of which the lower gives that outcome and the upper another."""
+
+    axis: np.ndarray
+    point: np.ndarray
+    base: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    def take(self, boxes: np.ndarray) -> "_Bracket":
+        return _Bracket(self.axis[boxes], self.point[boxes], self.base[boxes], self.low[boxes], self.high[boxes])
+
+
+def _differing_corners(points: np.ndarray, found: np.ndarray, low: np.ndarray, high: np.ndarray) -> _Bracket:
+    """The first uniform in which two corners differ."""
     count, corners, dims = points.shape
     axis, corner = np.full(count, -1), np.zeros(count, np.int64)
     for j in range(dims - 1, -1, -1):
@@ -169,13 +180,18 @@ def _threshold(
         some = differs.any(axis=1)
         axis[some], corner[some] = j, lower[differs.argmax(axis=1)[some]]
     at = np.arange(count)
-    base, probe = found[at, corner], points[at, corner].copy()
-    a, b = low[at, axis].copy(), high[at, axis].copy()
-    for _ in range(bits):
+    return _Bracket(axis, points[at, corner].copy(), found[at, corner], low[at, axis].copy(), high[at, axis].copy())
+
+
+def _threshold(
+    run: Callable[[np.ndarray, np.ndarray], np.ndarray], owner: np.ndarray, bracket: _Bracket, bits: int
+) -> np.ndarray:
+    """Where the outcome at the lower end of each bracket stops."""
+    at, a, b = np.arange(len(owner)), bracket.low, bracket.high
+    point = bracket.point
+    while (b - a).max() > 2.0 ** -(bits + 1):
         middle = (a + b) / 2
-        probe[at, axis] = middle
-        below = (run(owner, probe) == base).all(axis=1)
+        point[at, bracket.axis] = middle
+        below = (run(owner, point) == bracket.base).all(axis=1)
         a, b = np.where(below, middle, a), np.where(below, b, middle)
-        if (b - a <= 2.0**-bits).all():
-            break
-    return axis, (a + b) / 2
+    return (a + b) / 2
