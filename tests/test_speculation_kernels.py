@@ -72,7 +72,14 @@ def test_lossy_rules_are_shown_biased_and_say_so(name):
     assert found.counter_example.draft_token_ids is not None
     rows = np.zeros((2, 4), np.float32)
     got = assay.verify(
-        rows, np.array([1], np.int32), np.array([0, 1], np.int32), rule=rule, seed=1, position=0, parents=np.array([-1], np.int32), **how
+        rows,
+        np.array([1], np.int32),
+        np.array([0, 1], np.int32),
+        rule=rule,
+        seed=1,
+        position=0,
+        parents=np.array([-1], np.int32),
+        **how,
     )
     assert not got.lossless
 

@@ -55,6 +55,26 @@ def float_of_bits(typingctx: Any, bits: Any) -> Any:
 
 
 @intrinsic
+def bits_of_double(typingctx: Any, x: Any) -> Any:
+    """The bits of a float64, as uint64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(64))
+
+    return types.uint64(types.float64), codegen
+
+
+@intrinsic
+def double_of_bits(typingctx: Any, bits: Any) -> Any:
+    """The float64 of a uint64's bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.uint64), codegen
+
+
+@intrinsic
 def load_lane(typingctx: Any, data: Any, at: Any) -> Any:
     """Four bytes of a uint8 array as one little-endian int32."""
 
@@ -68,4 +88,4 @@ def load_lane(typingctx: Any, data: Any, at: Any) -> Any:
     return types.int32(data, types.intp), codegen
 
 
-__all__ = ["bits_of_float", "float_of_bits", "fma32", "half_to_float", "load_lane"]
+__all__ = ["bits_of_double", "bits_of_float", "double_of_bits", "float_of_bits", "fma32", "half_to_float", "load_lane"]

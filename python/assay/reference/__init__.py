@@ -16,9 +16,10 @@ from .gemm import (
     w8a8_gemm,
 )
 from .moe import moe_route
+from .philox import philox4x32, uniform
 from .rows import row_status, softmax
 from .tree import TreeLayout, tree_build
-from .verify import accepts, philox4x32, resample, sample, uniform, verify_chain, verify_request
+from .verification import accepts, resample, sample, verify
 
 __all__ = [
     "TreeLayout",
@@ -38,8 +39,7 @@ __all__ = [
     "tree_build",
     "uniform",
     "unpack_nibbles",
-    "verify_chain",
-    "verify_request",
+    "verify",
     "w4a8_gemm",
     "w4a16_gemm",
     "w8a8_gemm",
