@@ -151,7 +151,8 @@ int assay_moe_route(const void *logits, int dtype, int64_t ld, int64_t tokens, i
  * BLOCK        (chains) Sun et al. 2024: TRAVERSAL on a chain. Without q: REJECTION, which it then equals.
  * SPECINFER    siblings in turn: accept when u c q(x) < (A p(x) - C q(x))+, at first A = 1, C = 0, c = 1; after a rejection
  *              C += c, then A and C are divided by |R(A, C)|. None left: draw from R(A, C). Miao et al. 2023.
- *              WITHOUT_REPLACEMENT: c = 1 / (1 - sum of q over the rejected). Without q each sibling's q is one-hot.
+ *              WITHOUT_REPLACEMENT: c = 1 / (1 - sum of q over the rejected), and an id that an older sibling has is passed
+ *              over. Without q each sibling's q is one-hot.
  * TARGET_ONLY  one u a level: accept the first child (of distinct ids) at which u < (sum of p over children so far) /
  *              threshold_acc, or p(x) >= threshold_single; else draw from p without the children. SGLang.
  * TYPICAL      a node stands when its parent does and p(x) > min(posterior_threshold, posterior_alpha exp(-H(p))); the

@@ -56,6 +56,13 @@ static decision match(const assay_spec_request *r, int64_t node, int32_t token) 
     return emit(token);
 }
 
+/* Whether an older sibling has the same id: what was drawn without replacement has none, and a repeated one is passed over. */
+static int repeats(const assay_spec_request *r, int64_t child) {
+    for (int64_t older = r->nodes[r->nodes[child].parent].first_child; older != child; older = r->nodes[older].next_sibling)
+        if (id_of(r, older) == id_of(r, child)) return 1;
+    return 0;
+}
+
 /* Siblings of one-hot distributions: each rejected one leaves the target. */
 static decision one_hot_siblings(assay_spec_request *r, int64_t node) {
     double share = 1;
@@ -81,6 +88,7 @@ static decision siblings(assay_spec_request *r, int64_t node, int replaced) {
     for (int64_t child = r->nodes[node].first_child; child; child = r->nodes[child].next_sibling) {
         const int32_t id = id_of(r, child);
         double q;
+        if (!replaced && repeats(r, child)) continue;
         const int status = draft_probability(r, id, &q);
         if (status) return fail(status);
         if (accept_uniform(r, child) * (step * q) < a * (double)assay_spec_probability(r, id) - c * q) return descend(child);
@@ -249,6 +257,10 @@ static int traverse(assay_spec_request *r, int replaced, int64_t *last, int32_t 
         int status = ASSAY_ROW_OK;
         if (n->cursor) {
             const int64_t child = n->cursor;
+            if (!replaced && repeats(r, child)) {
+                n->cursor = r->nodes[child].next_sibling;
+                continue;
+            }
             if ((status = assay_spec_open(r, node, 0))) return status;
             r->q_row = r->first + n->first_child - 1;
             if ((status = chance(r, node, child, replaced))) return status;

@@ -58,9 +58,9 @@ class Tree:
             law[x] = float(np.prod([self.p[x[:i]][x[i]] for i in range(len(x))]))
         return law
 
-    def order(self, rule):
-        """Slots of the uniforms as the rule consumes them."""
-        if rule == "block" or rule.startswith("traversal"):
+    def order(self, rule, *, one_hot):
+        """Slots of the uniforms as the rule consumes them: leaves first where there is a draft distribution."""
+        if not one_hot and (rule == "block" or rule.startswith("traversal")):
 
             def below(node):
                 found = [s for j in range(self.k) if self.parents[j] == node for s in below(j)]
@@ -88,13 +88,14 @@ class Tree:
         both = np.concatenate([result.output_token_ids, result.accept_index], axis=1)
         return [tuple(row) for row in both.tolist()]
 
-    def integrate(self, drafts, *, bits, rule, **how):
+    def integrate(self, drafts, *, bits, rule, one_hot=False, **how):
         """For each draft the law of its outcomes: dict of outcome to probability."""
         states = [(i, np.full(self.k + 2, 0.5), 1.0) for i in range(len(drafts))]
-        for slot in self.order(rule):
-            states = self._split(drafts, states, slot, bits, rule=rule, **how)
+        how |= {"rule": rule, "one_hot": one_hot}
+        for slot in self.order(rule, one_hot=one_hot):
+            states = self._split(drafts, states, slot, bits, **how)
         laws = [{} for _ in drafts]
-        found = self.outcomes([drafts[i] for i, _, _ in states], np.array([u for _, u, _ in states]), rule=rule, **how)
+        found = self.outcomes([drafts[i] for i, _, _ in states], np.array([u for _, u, _ in states]), **how)
         for (i, _, weight), outcome in zip(states, found, strict=True):
             laws[i][outcome] = laws[i].get(outcome, 0.0) + weight
         return laws

@@ -44,7 +44,7 @@ class Node:
     c: float = 0.0
     p: float = 1.0
     drawn: float = 0.0
-    score: Any = _F(0)
+    score: Any = 0.0  # float32 once it is one
 
 
 class BadRowError(Exception):

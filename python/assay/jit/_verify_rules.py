@@ -65,12 +65,20 @@ def _one_hot_siblings(r: Request, row: Row, node: int) -> Decision:
     return _draw_rest(r, row, node)
 
 
+def _repeats(r: Request, child: int) -> bool:
+    """Whether an older sibling has the same id: passed over where drafts were drawn without replacement."""
+    older = r.node(r.node(child).parent).children
+    return any(r.token(other) == r.token(child) for other in older[: older.index(child)])
+
+
 def _siblings(r: Request, row: Row, node: int, *, replaced: bool) -> Decision:
     if not r.has_q():
         return _one_hot_siblings(r, row, node)
     a, c, step, drawn, total = 1.0, 0.0, 1.0, 0.0, 0.0
     r.take_q(node)
     for child in r.node(node).children:
+        if not replaced and _repeats(r, child):
+            continue
         token = r.token(child)
         q = _drafted(r, token)
         if _accept_uniform(r, child) * (step * q) < a * r.probability(row, token) - c * q:
@@ -175,7 +183,7 @@ def _typical(r: Request) -> Decision:
             token = r.token(child)
             if r.probability(row, token) > threshold:
                 stands.add(child)
-                r.node(child).score = node.score + np.float32(r.log_probability(row, token))
+                r.node(child).score = np.float32(node.score) + np.float32(r.log_probability(row, token))
     return best, r.draw(r.row(best), _bonus_uniform(r, best))
 
 
@@ -201,7 +209,11 @@ def _traverse(r: Request, *, replaced: bool) -> Decision:
     while True:
         n = r.node(at)
         if n.remaining:
-            child, row = n.remaining[0], r.row(at)
+            child = n.remaining[0]
+            if not replaced and _repeats(r, child):
+                n.remaining.pop(0)
+                continue
+            row = r.row(at)
             r.take_q(at)
             token, m = r.token(child), r.node(child)
             q = _drafted(r, token)

@@ -218,7 +218,7 @@ def ragged(x: Any, name: str, batch: int, vocab: int, *, shared: bool) -> list[n
                 f"{name}.cu: expected [B + 1] = [{batch + 1}] rising from 0 to {len(ids)}, got {cu.tolist()}"
             )
         return [ids[cu[b] : cu[b + 1]] for b in range(batch)]
-    if shared and (hasattr(x, "__array__") or all(isinstance(v, int | np.integer) for v in x)):
+    if shared and (hasattr(x, "__array__") or not any(v is None or hasattr(v, "__len__") for v in x)):
         return [_id_array(x, name, vocab)] * batch
     if not isinstance(x, Sequence) or len(x) != batch:
         got = f"{len(x)} of them" if isinstance(x, Sequence) else type(x).__name__

@@ -223,8 +223,7 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         ]
         outputs, result = as_outputs(_earlier(out), _INT_NAMES, ("int32",) * 6, _shapes(batch, most + 1), inputs)
         stand_ins = dense(outputs)
-        arrays = [x.array for x in stand_ins]
-        _run(logits, a, VerifyOutputs(*arrays[:5], logprobs, arrays[5]), backend, isa, num_threads)
+        _run(logits, a, _outputs([x.array for x in stand_ins], logprobs), backend, isa, num_threads)
         copy_back(outputs, stand_ins)
         ints = tuple(result)
     lossless = not sampled or not (
@@ -293,7 +292,12 @@ def _fresh(batch: int, width: int, logprobs: np.ndarray | None) -> VerifyOutputs
         size = batch * (shape[1] if len(shape) == 2 else 1)
         arrays.append(memory[at : at + size].reshape(shape))
         at += size
-    return VerifyOutputs(*arrays[:5], logprobs, arrays[5])
+    return _outputs(arrays, logprobs)
+
+
+def _outputs(arrays: list[np.ndarray], logprobs: np.ndarray | None) -> VerifyOutputs:
+    tokens, accepted, emitted, status, path, counters = arrays
+    return VerifyOutputs(tokens, accepted, emitted, status, path, logprobs, counters)
 
 
 def _earlier(out: Any) -> Any:
@@ -346,6 +350,8 @@ def _call(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, isa: str |
     s.batch, s.vocab, s.rule, s.max_out = a.batch, a.vocab, _RULE_NUMBERS[a.rule], a.width
     s.draft_token_ids, s.cu_num_draft_tokens = pointer("int32_t[]", a.ids), pointer("int32_t[]", a.cu)
     s.parents, s.draft_probs = pointer("int32_t[]", a.parents), pointer("float[]", a.draft_probs)
+    if a.draft_probs is not None and not a.draft_probs.size:
+        s.draft_probs = pointer("float[]", np.zeros(1, np.float32))  # given, though nothing is drafted
     if a.sparse_ids is not None and a.sparse_probs is not None:
         # A width of 0 is a distribution without mass, not a one-hot one.
         one = np.full(1, -1, np.int32), np.zeros(1, np.float32)

@@ -144,11 +144,18 @@ def match(r: Request, node: int, token: int) -> int | None:
     return next((child for child in r.children[node] if r.ids[child] == token), None)
 
 
+def repeats(r: Request, child: int) -> bool:
+    """Whether an older sibling has the same id: passed over where drafts were drawn without replacement."""
+    return any(r.ids[c] == r.ids[child] for c in r.children[r.parents[child]] if c < child)
+
+
 def siblings(r: Request, node: int, *, replaced: bool) -> tuple[int | None, int]:
     """Multi-step sampling: the target becomes what is left of it after each rejected sibling."""
     p = r.p(node)
     gone = np.zeros(r.a.vocab, bool)
     for child in r.children[node]:
+        if r.has_q() and not replaced and repeats(r, child):
+            continue
         q = r.q(node, child)
         if r.has_q() and not replaced and gone.any():
             rest = 1 - q[gone].sum()
@@ -181,7 +188,7 @@ def target_only(r: Request, node: int) -> tuple[int | None, int]:
     reached = 0.0
     for child in r.children[node]:
         x = r.ids[child]
-        if x >= r.a.vocab or any(r.ids[c] == x for c in r.children[node] if c < child):
+        if x >= r.a.vocab or repeats(r, child):
             continue
         reached += p[x]
         if p[x] > 0 and (u < reached / r.a.threshold_acc or p[x] >= r.a.threshold_single):
@@ -266,6 +273,9 @@ def traverse(r: Request, *, replaced: bool) -> tuple[int, int]:
     while True:
         if remaining[node]:
             child = remaining[node][0]
+            if not replaced and repeats(r, child):
+                remaining[node].pop(0)
+                continue
             q = r.q(node, child)
             rest = 1 - q[gone[node]].sum()
             if not replaced:
