@@ -58,7 +58,7 @@ class Certificate:
     total_variation : float
         Between the law of what is emitted and the target's, the largest over the settings.
     expected_accepted : float
-        Accepted draft tokens, the mean over the settings.
+        Accepted draft tokens, the mean over the settings; of a function, the tokens that it emits but for the last.
     tolerance : float
     settings : int
         Pairs of target and draft models that were tried.
