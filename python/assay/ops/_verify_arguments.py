@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._ffi import as_tensor
-from ..reference.verify_arguments import RULES, Edits
+from ..reference.verify_arguments import RULES, Edits, VerifyArguments
 
 MOST = 2**31 - 1
 _INTS = ("int32", "int64")
@@ -111,8 +111,45 @@ def limited(value: Any, name: str, batch: int) -> np.ndarray | None:
     return array
 
 
+def filters(a: VerifyArguments, top_k: Any, top_p: Any, min_p: Any, typical_p: Any) -> None:
+    if not (type(top_k) is int and top_k == 0):
+        a.top_k = limited(top_k, "top_k", a.batch)
+    if not (type(top_p) is float and top_p == 1):
+        a.top_p = limited(top_p, "top_p", a.batch)
+    if not (type(min_p) is float and min_p == 0):
+        a.min_p = limited(min_p, "min_p", a.batch)
+    if not (type(typical_p) is float and typical_p == 1):
+        a.typical_p = limited(typical_p, "typical_p", a.batch)
+
+
+def penalties(a: VerifyArguments, repetition: Any, frequency: Any, presence: Any) -> None:
+    """All three or none."""
+    kinds = type(repetition), type(frequency), type(presence)
+    if kinds == (float, float, float) and repetition == 1 and frequency == 0 and presence == 0:
+        return
+    values = {"repetition_penalty": repetition, "frequency_penalty": frequency, "presence_penalty": presence}
+    found = {name: limited(value, name, a.batch) for name, value in values.items()}
+    if all(x is None for x in found.values()):
+        return
+    for name, array in found.items():
+        neutral = 1.0 if name == "repetition_penalty" else 0.0
+        setattr(a, name, per_request(neutral, name, "float32", a.batch) if array is None else array)
+
+
+def thresholds(a: VerifyArguments, threshold: float, alpha: float, single: float, acc: float) -> None:
+    for name, value in (("posterior_threshold", threshold), ("posterior_alpha", alpha)):
+        if not 0 <= value < np.inf:
+            raise ValueError(f"{name}: expected a finite number of 0 or more, got {value}")
+    for name, value in (("threshold_single", single), ("threshold_acc", acc)):
+        if not 0 < value <= 1:
+            raise ValueError(f"{name}: expected a number in (0, 1], got {value}")
+    a.posterior_threshold, a.posterior_alpha, a.threshold_single, a.threshold_acc = threshold, alpha, single, acc
+
+
 def temperatures(value: Any, batch: int) -> tuple[np.ndarray, bool]:
     """Temperatures, and whether any is above 0."""
+    if type(value) is float and 0 <= value <= 1e30:
+        return _filled(value, "float32", batch), value > 2.0**-150  # less becomes 0 as float32
     t = per_request(value, "temperature", "float32", batch)
     hottest = float(t.max(initial=0))
     if not (hottest < np.inf and t.min(initial=0) >= 0):  # a NaN fails both

@@ -187,18 +187,17 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         a.parents = arguments.as_ids(parents, "parents", drafts)
     if draft_probs is not None:
         a.draft_probs, a.sparse_ids, a.sparse_probs = arguments.draft_distributions(draft_probs, drafts, vocab, d2t)
-    a.top_k = arguments.limited(top_k, "top_k", batch)
-    a.top_p = arguments.limited(top_p, "top_p", batch)
-    a.min_p = arguments.limited(min_p, "min_p", batch)
-    a.typical_p = arguments.limited(typical_p, "typical_p", batch)
-    _penalties(a, repetition_penalty, frequency_penalty, presence_penalty)
-    a.edits = arguments.edits(
-        batch, vocab, prompt=prompt_token_ids, generated=generated_token_ids, logit_bias=logit_bias,
-        banned=banned_token_ids, penalties=a.repetition_penalty is not None,
-    )  # fmt: skip
+    arguments.filters(a, top_k, top_p, min_p, typical_p)
+    arguments.penalties(a, repetition_penalty, frequency_penalty, presence_penalty)
+    if a.repetition_penalty is not None or logit_bias or banned_token_ids is not None:
+        a.edits = arguments.edits(
+            batch, vocab, prompt=prompt_token_ids, generated=generated_token_ids, logit_bias=logit_bias,
+            banned=banned_token_ids, penalties=a.repetition_penalty is not None,
+        )  # fmt: skip
     if bitmask is not None or allowed_token_ids is not None:
         a.bitmask, a.bitmask_per_row = arguments.masks(bitmask, allowed_token_ids, batch, rows, cu32, vocab)
-    _thresholds(a, posterior_threshold, posterior_alpha, threshold_single, threshold_acc)
+    if rule in ("typical", "target_only"):
+        arguments.thresholds(a, posterior_threshold, posterior_alpha, threshold_single, threshold_acc)
     if sampled:
         if uniforms is not None:
             a.uniforms = arguments.check_uniforms(uniforms, drafts + 2 * batch)
@@ -208,8 +207,10 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         else:
             a.seed = arguments.per_request(seed, "seed", "uint64", batch)
             a.position = arguments.per_request(position, "position", "int64", batch)
-    a.stop_ids, a.cu_stop = arguments.stops(stop_token_ids, batch)
-    a.max_emit = arguments.limited(max_emit, "max_emit", batch)
+    if stop_token_ids is not None:
+        a.stop_ids, a.cu_stop = arguments.stops(stop_token_ids, batch)
+    if max_emit is not None:
+        a.max_emit = arguments.limited(max_emit, "max_emit", batch)
 
     logprobs = np.empty((batch, most + 1), np.float32) if return_logprobs else None
     if out is None:
@@ -289,9 +290,12 @@ def _fresh(batch: int, width: int, logprobs: np.ndarray | None) -> VerifyOutputs
     arrays, at = [], 0
     memory = np.empty(batch * (2 * width + 2 + lib.ASSAY_COUNTERS), np.int32)
     for shape in _shapes(batch, width):
-        size = batch * (shape[1] if len(shape) == 2 else 1)
-        arrays.append(memory[at : at + size].reshape(shape))
-        at += size
+        if len(shape) == 1:
+            arrays.append(memory[at : at + batch])
+            at += batch
+        else:
+            arrays.append(memory[at : at + batch * shape[1]].reshape(shape))
+            at += batch * shape[1]
     return _outputs(arrays, logprobs)
 
 
@@ -306,27 +310,6 @@ def _earlier(out: Any) -> Any:
     return out
 
 
-def _penalties(a: VerifyArguments, repetition: Any, frequency: Any, presence: Any) -> None:
-    """All three or none."""
-    values = {"repetition_penalty": repetition, "frequency_penalty": frequency, "presence_penalty": presence}
-    found = {name: arguments.limited(value, name, a.batch) for name, value in values.items()}
-    if all(x is None for x in found.values()):
-        return
-    for name, array in found.items():
-        neutral = 1.0 if name == "repetition_penalty" else 0.0
-        setattr(a, name, arguments.per_request(neutral, name, "float32", a.batch) if array is None else array)
-
-
-def _thresholds(a: VerifyArguments, threshold: float, alpha: float, single: float, acc: float) -> None:
-    for name, value in (("posterior_threshold", threshold), ("posterior_alpha", alpha)):
-        if not 0 <= value < np.inf:
-            raise ValueError(f"{name}: expected a finite number of 0 or more, got {value}")
-    for name, value in (("threshold_single", single), ("threshold_acc", acc)):
-        if not 0 < value <= 1:
-            raise ValueError(f"{name}: expected a number in (0, 1], got {value}")
-    a.posterior_threshold, a.posterior_alpha, a.threshold_single, a.threshold_acc = threshold, alpha, single, acc
-
-
 def _run(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, backend: str, isa: str | None,
          num_threads: int | None) -> None:  # fmt: skip
     if backend == "c":
@@ -336,61 +319,52 @@ def _run(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, backend: st
     (found.verify if found else reference.verify)(widen(logits), a, written)
 
 
+_C_NAMES = {"int32": "int32_t", "uint32": "uint32_t", "int64": "int64_t", "uint64": "uint64_t", "float32": "float",
+            "float64": "double"}  # fmt: skip
+_POINTERS = {np.dtype(name): f"{c}[]" for name, c in _C_NAMES.items()}  # by dtype: its name takes a microsecond
+#: Arrays by the name of their field in assay_verify_args, where that is the arguments' own.
+_SAME_NAME = ("parents", "draft_probs", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty",
+              "presence_penalty", "bitmask", "seed", "position", "uniforms", "max_emit")  # fmt: skip
+
+
 def _call(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, isa: str | None, num_threads: int | None) -> None:
     s = ffi.new("assay_verify_args *")
     held = []
 
-    def pointer(kind: str, array: np.ndarray | None) -> Any:
-        if array is None or not array.size:
-            return ffi.NULL
-        held.append(ffi.from_buffer(kind, array))
-        return held[-1]
+    def pointer(array: np.ndarray) -> Any:
+        if not array.size:  # given, though there is nothing in it
+            array = np.zeros(1, array.dtype)
+        found = ffi.from_buffer(_POINTERS[array.dtype], array)
+        held.append(found)
+        return found
 
     s.target_logits, s.dtype, s.ld = logits.ptr, FLOAT_DTYPES[logits.dtype], logits.row_stride
     s.batch, s.vocab, s.rule, s.max_out = a.batch, a.vocab, _RULE_NUMBERS[a.rule], a.width
-    s.draft_token_ids, s.cu_num_draft_tokens = pointer("int32_t[]", a.ids), pointer("int32_t[]", a.cu)
-    s.parents, s.draft_probs = pointer("int32_t[]", a.parents), pointer("float[]", a.draft_probs)
-    if a.draft_probs is not None and not a.draft_probs.size:
-        s.draft_probs = pointer("float[]", np.zeros(1, np.float32))  # given, though nothing is drafted
+    s.draft_token_ids, s.cu_num_draft_tokens = pointer(a.ids), pointer(a.cu)
+    s.temperature = pointer(a.temperature)
+    for name in _SAME_NAME:
+        array = getattr(a, name)
+        if array is not None:
+            setattr(s, name, pointer(array))
     if a.sparse_ids is not None and a.sparse_probs is not None:
-        # A width of 0 is a distribution without mass, not a one-hot one.
-        one = np.full(1, -1, np.int32), np.zeros(1, np.float32)
-        some = a.sparse_ids.size > 0
-        s.draft_prob_ids = pointer("int32_t[]", a.sparse_ids if some else one[0])
-        s.draft_prob_values = pointer("float[]", a.sparse_probs if some else one[1])
+        s.draft_prob_ids, s.draft_prob_values = pointer(a.sparse_ids), pointer(a.sparse_probs)
         s.draft_prob_width = a.sparse_ids.shape[1]
-    s.temperature, s.top_k = pointer("float[]", a.temperature), pointer("int32_t[]", a.top_k)
-    s.top_p, s.min_p, s.typical_p = (
-        pointer("float[]", a.top_p),
-        pointer("float[]", a.min_p),
-        pointer("float[]", a.typical_p),
-    )
-    s.repetition_penalty = pointer("float[]", a.repetition_penalty)
-    s.frequency_penalty = pointer("float[]", a.frequency_penalty)
-    s.presence_penalty = pointer("float[]", a.presence_penalty)
     if a.edits is not None:
-        s.cu_edits, s.edit_token_ids = pointer("int32_t[]", a.edits.cu), pointer("int32_t[]", a.edits.ids)
-        s.edit_bias, s.edit_count = pointer("float[]", a.edits.bias), pointer("int32_t[]", a.edits.count)
-        s.edit_in_prompt = pointer("int32_t[]", a.edits.in_prompt)
+        s.cu_edits, s.edit_token_ids = pointer(a.edits.cu), pointer(a.edits.ids)
+        s.edit_bias, s.edit_count = pointer(a.edits.bias), pointer(a.edits.count)
+        s.edit_in_prompt = pointer(a.edits.in_prompt)
     if a.bitmask is not None:
-        s.bitmask, s.bitmask_ld = pointer("uint32_t[]", a.bitmask), a.bitmask.shape[1]
-        s.bitmask_per_row = a.bitmask_per_row
-    s.seed, s.position = pointer("uint64_t[]", a.seed), pointer("int64_t[]", a.position)
-    s.uniforms = pointer("double[]", a.uniforms)
+        s.bitmask_ld, s.bitmask_per_row = a.bitmask.shape[1], a.bitmask_per_row
     s.posterior_threshold, s.posterior_alpha = a.posterior_threshold, a.posterior_alpha
     s.threshold_single, s.threshold_acc = a.threshold_single, a.threshold_acc
     if a.stop_ids is not None:
-        s.stop_token_ids, s.cu_stop = pointer("int32_t[]", a.stop_ids), pointer("int32_t[]", a.cu_stop)
-        s.num_stop = len(a.stop_ids)
-    s.max_emit = pointer("int32_t[]", a.max_emit)
-    s.output_token_ids = pointer("int32_t[]", written.output_token_ids)
-    s.num_accepted, s.num_emitted = (
-        pointer("int32_t[]", written.num_accepted),
-        pointer("int32_t[]", written.num_emitted),
-    )
-    s.status, s.counters = pointer("int32_t[]", written.status), pointer("int32_t[]", written.counters)
-    # Never written where no request drafts, but not NULL either.
-    path = written.accept_index if written.accept_index.size else written.status
-    s.accept_index, s.logprobs = pointer("int32_t[]", path), pointer("float[]", written.logprobs)
+        s.stop_token_ids, s.num_stop = pointer(a.stop_ids), len(a.stop_ids)
+        if a.cu_stop is not None:
+            s.cu_stop = pointer(a.cu_stop)
+    s.output_token_ids, s.accept_index = pointer(written.output_token_ids), pointer(written.accept_index)
+    s.num_accepted, s.num_emitted = pointer(written.num_accepted), pointer(written.num_emitted)
+    s.status, s.counters = pointer(written.status), pointer(written.counters)
+    if written.logprobs is not None:
+        s.logprobs = pointer(written.logprobs)
     scratch, size = workspace(lib.assay_verify_workspace(s))
     check(lib.assay_verify(s, variant_index(isa), thread_count(num_threads), scratch, size), "verify", isa)
