@@ -1,6 +1,7 @@
 /* INT4 and int8 GEMM: the packed layouts, packing, and the calls. Which rows go together, which thread takes which tile,
  * and when the activations are prepared is decided here; the arithmetic is the variants'. */
 #include "kernels.h"
+#include "lanes.h"
 
 #include <string.h>
 
@@ -53,14 +54,6 @@ typedef struct {
     uint8_t *packed;
 } pack_args;
 
-/* One column's 8 weights (4 bytes of the source, even k low) as the 4 bytes of its lane: k+b low, k+4+b high. */
-static inline uint32_t lane_of(uint32_t source) {
-    uint32_t even = source & 0x0f0f0f0f, odd = source >> 4 & 0x0f0f0f0f; /* q0 q2 q4 q6, q1 q3 q5 q7 */
-    uint32_t low = (even & 0xff) | (odd & 0xff) << 8 | (even & 0xff00) << 8 | (odd & 0xff00) << 16;
-    uint32_t high = (even >> 16 & 0xff) | (odd >> 16 & 0xff) << 8 | (even >> 24) << 16 | (odd >> 24) << 24;
-    return low | high << 4;
-}
-
 static void pack_tiles(void *arg, int64_t begin, int64_t end) {
     const pack_args *p = arg;
     const assay_w4_layout *l = &p->l;
@@ -86,17 +79,7 @@ static void pack_tiles(void *arg, int64_t begin, int64_t end) {
                 uint8_t *dst = lines + j / 16 * 64 + j % 16 * 4;
                 const uint8_t *src = j < cols ? p->qweight + (n0 + j) * row_bytes + g * l->group / 2 : NULL;
                 for (int64_t step = 0; step < l->group_padded / 8; step++, dst += 128) {
-                    uint32_t word = 0;
-                    if (src) {
-                        int64_t left = l->group - step * 8;
-                        if (left >= 8) {
-                            memcpy(&word, src + step * 4, 4);
-                        } else if (left > 0) {
-                            memcpy(&word, src + step * 4, (size_t)((left + 1) / 2));
-                            word &= ((uint32_t)1 << 4 * left) - 1; /* an odd K leaves a nibble that is nobody's */
-                        }
-                    }
-                    word = lane_of(word);
+                    const uint32_t word = src ? assay_lane_of_nibbles(src + step * 4, l->group - step * 8) : 0;
                     memcpy(dst, &word, 4);
                 }
             }
@@ -161,9 +144,8 @@ static void pack8_tiles(void *arg, int64_t begin, int64_t end) {
                 uint8_t *dst = block + ASSAY_SCALE_BYTES + j / 16 * 64 + j % 16 * 4;
                 const int8_t *src = j < cols ? p->qweight + (n0 + j) * l->k + g * l->group : NULL;
                 for (int64_t i = 0; i < l->group_padded; i += 4, dst += 128) {
-                    uint8_t four[4] = {128, 128, 128, 128};
-                    for (int64_t b = 0; b < 4 && src && i + b < l->group; b++) four[b] = (uint8_t)(src[i + b] + 128);
-                    memcpy(dst, four, 4);
+                    const uint32_t four = src ? assay_lane_of_bytes(src + i, l->group - i) : 0x80808080;
+                    memcpy(dst, &four, 4);
                 }
             }
         }

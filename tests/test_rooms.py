@@ -21,6 +21,7 @@ FORBIDDEN = {
     "engine": {"measure", "cost", "report", "commands", "profile", "_ffi", "jit"},
     "ops": {"speculation", "engine", "measure", "cost", "formats", "report", "commands", "profile"},
     "reference": {"ops", "_ffi", "jit", "cost", "speculation", "engine"},
+    "quantize": {"ops", "_ffi", "jit", "cost", "measure", "formats", "report", "commands"},
     "jit": {"ops", "_ffi", "measure", "cost"},
 }
 #: Modules whose import alone costs a tenth of a second or more: only inside functions.
@@ -92,7 +93,7 @@ def test_commands_import_only_the_standard_library_at_the_top():
         assert roots <= sys.stdlib_module_names, path
 
 
-@pytest.mark.parametrize("command", [[], ["doctor"], ["calibrate"], ["predict"], ["inspect"], ["profile"]])
+@pytest.mark.parametrize("command", [[], ["doctor"], ["calibrate"], ["predict"], ["inspect"], ["convert"], ["profile"]])
 def test_help_loads_no_numpy(command):
     code = (
         "import sys\nfrom assay.cli import main\n"

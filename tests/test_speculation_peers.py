@@ -155,6 +155,7 @@ def test_medusa_buffers():
 
 @pytest.mark.parametrize("rule", ["greedy", "typical"])
 def test_medusa_accepts_the_same_path(rule):
+    theirs = medusa()
     import torch
 
     rng = np.random.default_rng(1)
@@ -166,7 +167,7 @@ def test_medusa_accepts_the_same_path(rule):
         logits[:, 0] = -30  # the token that pads their candidates
         paths = tree.layout.retrieve_indices
         ids = np.concatenate([[0], tree.tokens, [0]])
-        best, length = medusa().evaluate_posterior(
+        best, length = theirs.evaluate_posterior(
             torch.tensor(logits[paths]), torch.tensor(ids[paths]), 0.0 if rule == "greedy" else 0.9,
             posterior_threshold=0.09, posterior_alpha=0.3,
         )  # fmt: skip

@@ -36,7 +36,7 @@ INLINE __mmask16 prepare_scales(const assay_w4_layout *l, const void *row, int d
     }
     const __m512i size = _mm512_load_si512(widest);
     const __m512 amax = _mm512_castsi512_ps(size), most_code = _mm512_set1_ps(127);
-    const __mmask16 finite = _mm512_cmplt_epi32_mask(size, _mm512_set1_epi32(0x7f800000));
+    const __mmask16 finite = _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(0x7f800000), size);
     const __mmask16 live = finite & _mm512_cmp_ps_mask(amax, _mm512_set1_ps(1e-30f), _CMP_GE_OQ);
     const __m512 back = _mm512_maskz_div_ps(live, amax, most_code);
     _mm512_store_ps(to_code, _mm512_maskz_div_ps(live, most_code, amax));
@@ -62,7 +62,7 @@ INLINE void prepare_codes(const assay_gemm_args *p, const uint8_t *a, int64_t ro
             if (r >= rows) continue;
             const __m512 x = load_some16(a + r * row_bytes, p->a_dtype, i, end, whole);
             const __m512 scaled = _mm512_mul_ps(x, _mm512_set1_ps(to_code[r * GROUPS_AT_ONCE]));
-            codes[r] = _mm512_cvtepi32_epi8(keep ? _mm512_maskz_cvtps_epi32(keep[r], scaled) : _mm512_cvtps_epi32(scaled));
+            codes[r] = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(keep ? _mm512_maskz_mov_ps(keep[r], scaled) : scaled));
         }
         const __m256i low0 = _mm256_set_m128i(codes[1], codes[0]), low1 = _mm256_set_m128i(codes[3], codes[2]);
         const __m256i high0 = _mm256_set_m128i(codes[5], codes[4]), high1 = _mm256_set_m128i(codes[7], codes[6]);
@@ -75,12 +75,12 @@ INLINE void prepare_codes(const assay_gemm_args *p, const uint8_t *a, int64_t ro
             _mm512_mask_storeu_epi32(out + 16, store1, _mm512_permutex2var_epi32(low, order1, high));
         }
     }
-    sum0 = _mm512_add_epi32(sum0, _mm512_shuffle_epi32(sum0, _MM_PERM_BADC));
-    sum0 = _mm512_add_epi32(sum0, _mm512_shuffle_epi32(sum0, _MM_PERM_CDAB));
-    sum1 = _mm512_add_epi32(sum1, _mm512_shuffle_epi32(sum1, _MM_PERM_BADC));
-    sum1 = _mm512_add_epi32(sum1, _mm512_shuffle_epi32(sum1, _MM_PERM_CDAB));
-    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
-    const __m512i total = _mm512_permutex2var_epi32(sum0, first, sum1);
+    /* Row r's four sums lie in double words 4 r .. 4 r + 3. */
+    const __m512i from = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
+    __m512i total = _mm512_permutex2var_epi32(sum0, from, sum1);
+    for (int i = 1; i < 4; i++)
+        total = _mm512_add_epi32(
+            total, _mm512_permutex2var_epi32(sum0, _mm512_add_epi32(from, _mm512_set1_epi32(i)), sum1));
     _mm512_mask_storeu_epi32(comp, (__mmask16)((1u << rows) - 1), _mm512_mullo_epi32(total, _mm512_set1_epi32(-p->center)));
 }
 

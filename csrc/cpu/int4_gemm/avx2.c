@@ -127,13 +127,6 @@ void assay_int4_prepare_avx2(const assay_gemm_args *p, int64_t begin, int64_t en
 
 /* ---- one row block against one tile ------------------------------------------------------------------ */
 
-/* int32 zero points of columns 8 v .. 8 v + 7. */
-INLINE __m256i zero_of(const uint8_t *zeros, int v) {
-    const __m128i both = _mm_loadl_epi64((const __m128i *)(zeros + v % 2 * 8));
-    const __m256i z = _mm256_cvtepu8_epi32(both);
-    return v < 2 ? _mm256_and_si256(z, _mm256_set1_epi32(15)) : _mm256_srli_epi32(z, 4);
-}
-
 /* 32 k of 16 columns (one half) against `rows` rows: int32 sums, in `wide`, of columns 8 v.. in wide[2 r + v]. */
 INLINE void dot32(const uint8_t *lines, const int32_t *a, int rows, int64_t ahead, __m256i *wide) {
     const __m256i nibble = _mm256_set1_epi8(15);

@@ -6,6 +6,7 @@ Arguments are checked by :mod:`assay.ops`, which also offers these functions as 
 from .gemm import (
     dequantize_int4,
     fma,
+    lane_sum,
     pack_nibbles,
     quantize_activations,
     quantize_int4,
@@ -20,12 +21,15 @@ from .philox import philox4x32, uniform
 from .rows import row_status, softmax
 from .tree import TreeLayout, tree_build
 from .verification import accepts, resample, sample, verify
+from .wide import dequantize_wide, wide_a8_gemm, wide_a16_gemm, wide_values
 
 __all__ = [
     "TreeLayout",
     "accepts",
     "dequantize_int4",
+    "dequantize_wide",
     "fma",
+    "lane_sum",
     "moe_route",
     "pack_nibbles",
     "philox4x32",
@@ -43,4 +47,7 @@ __all__ = [
     "w4a8_gemm",
     "w4a16_gemm",
     "w8a8_gemm",
+    "wide_a8_gemm",
+    "wide_a16_gemm",
+    "wide_values",
 ]
