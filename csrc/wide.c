@@ -175,7 +175,7 @@ static int arrange(plan *p, const assay_wide *w, int64_t m, int a16, int variant
     g->m = m;
     g->a16 = a16;
     g->center = 1;
-    g->row_blocks = g->block_end = (int)((m + mr - 1) / mr);
+    g->row_blocks = (int)((m + mr - 1) / mr);
     uint8_t *at = (uint8_t *)(((uintptr_t)workspace + 63) & ~(uintptr_t)63);
     const int64_t terms = assay_round_up(m * g->l.groups * 4, 64);
     g->values = at;

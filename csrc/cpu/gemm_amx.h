@@ -118,7 +118,7 @@ typedef void (*amx_block_fn)(const assay_gemm_args *p, int64_t t, int64_t row0, 
 INLINE void walk_tiles(const assay_gemm_args *p, int64_t begin, int64_t end, amx_block_fn block) {
     int64_t configured = 0;
     for (int64_t t = begin; t < end; t++)
-        for (int b = p->block_begin; b < p->block_end; b++) {
+        for (int b = 0; b < p->row_blocks; b++) {
             const int64_t row0 = assay_block_row(p->m, p->row_blocks, b);
             const int64_t rows = assay_block_row(p->m, p->row_blocks, b + 1) - row0;
             if (rows != configured) configure(rows, chunk_of(&p->l));

@@ -62,7 +62,7 @@ typedef void (*block_fn)(const assay_gemm_args *p, int64_t t, int64_t row0);
 /* All row blocks of a tile back to back. */
 INLINE void tiles(const assay_gemm_args *p, int64_t begin, int64_t end, const block_fn *blocks) {
     for (int64_t t = begin; t < end; t++)
-        for (int b = p->block_begin; b < p->block_end; b++) {
+        for (int b = 0; b < p->row_blocks; b++) {
             const int64_t row0 = assay_block_row(p->m, p->row_blocks, b);
             blocks[assay_block_row(p->m, p->row_blocks, b + 1) - row0 - 1](p, t, row0);
         }
