@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..ops.int4 import PackedInt4, pack, quantize_int4, w4a8_gemm
+from ..ops.int4 import PackedInt4, pack, w4a8_gemm
 from ..ops.moe import moe_route
+from ..ops.quantize import quantize_int4
 from .cache import PagedCache
 
 

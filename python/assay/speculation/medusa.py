@@ -137,7 +137,8 @@ def _matrix(weight: np.ndarray, quantize: bool, group_size: int) -> Any:
     if not quantize:
         w = np.ascontiguousarray(weight, np.float32)
         return lambda x: w @ x
-    from ..ops.int4 import pack, quantize_int4, w4a8_gemm
+    from ..ops.int4 import pack, w4a8_gemm
+    from ..ops.quantize import quantize_int4
 
     packed = pack(*quantize_int4(np.ascontiguousarray(weight, np.float32), group_size), group_size=group_size)
     return lambda x: w4a8_gemm(x[None], packed)[0]
