@@ -11,6 +11,8 @@ from assay.ops.speculative import uniform
 from assay.reference import verification
 from bf16 import BFloat16
 
+OP = "spec_verify"
+
 OK, NAN, EMPTY, INF, BAD_ID = range(5)
 INTS = ("output_token_ids", "num_accepted", "num_emitted", "status", "accept_index", "counters")
 
