@@ -12,6 +12,7 @@ from assay.speculation.certify import certify, random_models
 from assay.speculation.propose import DraftModelProposer
 from assay.speculation.transport import acceptance
 
+OP = "spec_verify"
 FORK = [-1, -1, 0]  # two children of the root, one grandchild
 LOSSLESS = {
     "greedy chain": ("greedy", {}),
