@@ -72,7 +72,7 @@ static uint32_t bits_of(float x) {
 /* Rises with the logit. Adding 0 makes both zeros one. */
 static uint32_t logit_key(float logit) {
     const uint32_t bits = bits_of(logit + 0.0f);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return bits ^ ((0u - (bits >> 31)) | 0x80000000u); /* without a branch, for vectors */
 }
 
 static float exponent(const assay_spec_request *r, float logit) { return (logit - r->s.top) * r->inverse_t; }
@@ -120,10 +120,21 @@ const void *assay_spec_view(const assay_spec_request *r, int64_t b, float *buffe
         for (int64_t i = 0; i < n; i++) buffer[i] = mask[i >> 5] >> (i & 31) & 1 ? buffer[i] : -INFINITY;
     }
     if (r->s.cuts == CUT_LOGITS) {
-        for (int64_t i = 0; i < n; i++)
-            buffer[i] = kept(r->s.by_logit, logit_key(buffer[i]), from + i) ? buffer[i] : -INFINITY;
+        const uint32_t key = r->s.by_logit.key;
+        const int64_t behind = r->s.by_logit.last - from;
+        const int32_t last = behind < -1 ? -1 : behind > n ? (int32_t)n : (int32_t)behind;
+        for (int32_t i = 0; i < n; i++) {
+            const uint32_t own = logit_key(buffer[i]);
+            buffer[i] = (own > key) | ((own == key) & (i <= last)) ? buffer[i] : -INFINITY;
+        }
+    } else if (r->s.cuts == CUT_MIN_P) {
+        _Alignas(64) float weights[ASSAY_VOCAB_BLOCK];
+        const float least = r->call->a->min_p[r->b];
+        r->call->kernel->weights(buffer, ASSAY_F32, n, r->s.top, r->inverse_t, weights);
+        for (int64_t i = 0; i < n; i++) buffer[i] = weights[i] >= least ? buffer[i] : -INFINITY;
     } else if (r->s.cuts) {
-        for (int64_t i = 0; i < n; i++) buffer[i] = cut_element(r, buffer[i], from + i);
+        for (int64_t i = 0; i < n; i++)
+            if (buffer[i] > -INFINITY) buffer[i] = cut_element(r, buffer[i], from + i);
     }
     return buffer;
 }
@@ -155,7 +166,12 @@ static const float *keys_of_block(const assay_spec_request *r, const selection *
     const void *view = assay_spec_view(r, b, buffer, &dtype);
     if (view != buffer)
         for (int64_t i = 0; i < n; i++) buffer[i] = assay_load_f32(view, dtype, i);
-    for (int64_t i = 0; i < n; i++) keys[i] = s->by_distance ? distance_key(r, buffer[i]) : logit_key(buffer[i]);
+    if (s->by_distance) {
+        const float top = r->s.top, inverse_t = r->inverse_t, center = r->s.center;
+        for (int64_t i = 0; i < n; i++) keys[i] = ~bits_of(fabsf((buffer[i] - top) * inverse_t - center));
+    } else {
+        for (int64_t i = 0; i < n; i++) keys[i] = logit_key(buffer[i]);
+    }
     if (!s->elements) r->call->kernel->weights(buffer, ASSAY_F32, n, r->s.top, r->inverse_t, weights);
     return buffer;
 }
@@ -166,8 +182,23 @@ static int may_hold(const assay_spec_request *r, const selection *s, int64_t b, 
     return s->by_distance || logit_key(r->blocks[b].largest) >> shift >= prefix;
 }
 
+/* A logit that at least so many elements reach: that of as many blocks' largest. Minus infinity where there are too few. */
+static float least_needed(const assay_spec_request *r, const selection *s) {
+    enum { MOST = 256 };
+    float largest[MOST];
+    int64_t n = 0;
+    if (s->by_distance || !s->elements || r->s.cuts || s->elements > r->call->block_count || r->call->block_count > MOST)
+        return -INFINITY;
+    for (int64_t b = 0; b < r->call->block_count; b++) {
+        int64_t at = n++;
+        for (; at > 0 && largest[at - 1] < r->blocks[b].largest; at--) largest[at] = largest[at - 1];
+        largest[at] = r->blocks[b].largest;
+    }
+    return largest[s->elements - 1];
+}
+
 static void fill_histogram(const assay_spec_request *r, const selection *s, uint32_t prefix, int shift, int bits,
-                           assay_spec_histogram *h) {
+                           float least, assay_spec_histogram *h) {
     _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], weights[ASSAY_VOCAB_BLOCK];
     uint32_t keys[ASSAY_VOCAB_BLOCK];
     memset(h, 0, sizeof *h);
@@ -175,7 +206,7 @@ static void fill_histogram(const assay_spec_request *r, const selection *s, uint
         if (shift + bits < 32 && !may_hold(r, s, b, prefix, shift + bits)) continue;
         const float *logits = keys_of_block(r, s, b, buffer, keys, weights);
         for (int64_t i = 0; i < assay_spec_block_length(r, b); i++) {
-            if (logits[i] == -INFINITY || (shift + bits < 32 && keys[i] >> (shift + bits) != prefix)) continue;
+            if (logits[i] == -INFINITY || logits[i] < least || (shift + bits < 32 && keys[i] >> (shift + bits) != prefix)) continue;
             const uint32_t bucket = keys[i] >> shift & ((1u << bits) - 1);
             h->count[bucket]++;
             if (!s->elements) h->mass[bucket] += (double)weights[i];
@@ -205,11 +236,12 @@ static int64_t last_of_key(const assay_spec_request *r, const selection *s, uint
 static int select_first(const assay_spec_request *r, const selection *s, assay_spec_cut *cut) {
     static const int shifts[] = {21, 10, 0}, widths[] = {11, 11, 10};
     assay_spec_histogram *h = &r->call->histograms[r->b];
+    const float least = least_needed(r, s);
     uint32_t prefix = 0;
     int64_t count = 0;
     double mass = 0, target = 0;
     for (int level = 0; level < 3; level++) {
-        fill_histogram(r, s, prefix, shifts[level], widths[level], h);
+        fill_histogram(r, s, prefix, shifts[level], widths[level], least, h);
         int32_t found = -1, lowest = -1;
         const int32_t buckets = 1 << widths[level];
         if (!level && !s->elements) {

@@ -8,6 +8,7 @@ import pytest
 import assay
 from speculation_law import Tree
 
+OP = "spec_verify"  # whose variants are tested
 CHAIN, PAIR, FORK, BUSH = (-1, 0, 1), (-1, -1), (-1, -1, 0), (-1, -1, 0, 0)
 WITHOUT = ("specinfer_without_replacement", "traversal_without_replacement")
 SAMPLED_DRAFTS = ("sampled", "specinfer", "kseq", "traversal", *WITHOUT)

@@ -10,6 +10,7 @@ from assay import reference
 from assay.ops.speculative import RULES, SparseProbs
 from bf16 import BFloat16
 
+OP = "spec_verify"  # whose variants are tested
 OK, NAN, EMPTY, INF, BAD_ID, BAD_TREE = range(6)
 TREE_RULES = [rule for rule in RULES if rule not in ("rejection", "block")]
 TOKENS = ("output_token_ids", "num_accepted", "num_emitted", "status", "accept_index")

@@ -104,12 +104,5 @@ def load_float(typingctx: Any, data: Any, at: Any) -> Any:
 
 
 __all__ = [
-    "bits_of_double",
-    "bits_of_float",
-    "double_of_bits",
-    "float_of_bits",
-    "fma32",
-    "half_to_float",
-    "load_float",
-    "load_lane",
-]
+    "bits_of_double", "bits_of_float", "double_of_bits", "float_of_bits", "fma32", "half_to_float", "load_float", "load_lane",
+]  # fmt: skip
