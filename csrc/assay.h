@@ -261,6 +261,35 @@ int assay_verify(const assay_verify_args *args, int variant, int num_threads, vo
  * v / 2, the first 64 bits for even v, the last for odd. */
 double assay_uniform(uint64_t seed, int64_t position, uint32_t domain, uint32_t node);
 
+/* ---- draft trees -----------------------------------------------------------------------------------
+ * parents[n]: a node's parent by index, which comes before it; -1: a child of the root, the last emitted token. Row 0 of
+ * every output is the root and row i + 1 is node i, as the target model is fed. Statuses of a tree: */
+enum {
+    ASSAY_TREE_OK = 0,
+    ASSAY_TREE_BAD_PARENT = 1, /* outside [-1, own index): missing, later, itself, a cycle */
+    ASSAY_TREE_DUPLICATE = 2,  /* two siblings hold the same token */
+    ASSAY_TREE_TOO_DEEP = 3    /* deeper than max_depth */
+};
+enum { ASSAY_TREE_MOST_NODES = 4096 };
+typedef struct {
+    int64_t nodes;             /* 0 .. ASSAY_TREE_MOST_NODES */
+    const int32_t *parents;    /* [n] */
+    const int32_t *tokens;     /* [n], or NULL: siblings are not compared */
+    int64_t max_depth;
+    int64_t position;          /* of the root in its sequence */
+    int32_t *depth;            /* [n + 1]; the root's is 0 */
+    int32_t *first_child;      /* [n + 1] rows, -1: none; siblings in the order of their indices */
+    int32_t *next_sibling;     /* [n + 1] */
+    int64_t *positions;        /* [n + 1], position + depth; this and what follows may be NULL */
+    uint8_t *mask;             /* [n + 1, n + 1]: 1 where a row (query) sees a column: itself and its ancestors */
+    uint64_t *mask_words;      /* [n + 1, ceil((n + 1) / 64)]: the same, column j is bit j % 64 of word j / 64 */
+    int32_t *retrieve;         /* [leaves, greatest depth + 1] rows from the root to each leaf, leaves ascending, -1 pads; room
+                                  for max(n, 1) (max_depth + 1) */
+    int32_t *info;             /* [4]: status, the node at fault or -1, leaves, greatest depth */
+} assay_tree_args;
+/* Writes all that is not NULL; nothing but info is meaningful where the status is not ASSAY_TREE_OK. */
+int assay_tree_build(const assay_tree_args *args);
+
 /* ---- probes: the roofs that kernels are measured against ---------------------------------------
  * Each runs on num_threads threads and returns seconds (negative on error). */
 double assay_probe_read(const void *buffer, size_t bytes, int64_t repeats, int variant, int num_threads);

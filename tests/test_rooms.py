@@ -17,8 +17,10 @@ FORBIDDEN = {
     "profile": {"ops", "measure", "cost", "formats", "_ffi", "report", "commands"},
     "formats": {"ops", "measure", "cost", "_ffi", "report", "commands", "profile"},
     "report": {"ops", "measure", "cost", "formats", "_ffi", "commands"},
-    "ops": {"measure", "cost", "formats", "report", "commands", "profile"},
-    "reference": {"ops", "_ffi", "jit", "cost"},
+    "speculation": {"measure", "cost", "report", "commands", "profile", "engine", "_ffi", "jit"},
+    "engine": {"measure", "cost", "report", "commands", "profile", "_ffi", "jit"},
+    "ops": {"speculation", "engine", "measure", "cost", "formats", "report", "commands", "profile"},
+    "reference": {"ops", "_ffi", "jit", "cost", "speculation", "engine"},
     "quantize": {"ops", "_ffi", "jit", "cost", "measure", "formats", "report", "commands"},
     "jit": {"ops", "_ffi", "measure", "cost"},
 }

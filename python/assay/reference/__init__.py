@@ -19,10 +19,12 @@ from .gemm import (
 from .moe import moe_route
 from .philox import philox4x32, uniform
 from .rows import row_status, softmax
+from .tree import TreeLayout, tree_build
 from .verification import accepts, resample, sample, verify
 from .wide import dequantize_wide, wide_a8_gemm, wide_a16_gemm, wide_values
 
 __all__ = [
+    "TreeLayout",
     "accepts",
     "dequantize_int4",
     "dequantize_wide",
@@ -38,6 +40,7 @@ __all__ = [
     "row_status",
     "sample",
     "softmax",
+    "tree_build",
     "uniform",
     "unpack_nibbles",
     "verify",

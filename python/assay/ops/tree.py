@@ -1,0 +1,108 @@
+"""Draft trees: attention masks, positions and links from parents."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import reference
+from .._ffi import as_tensor, check, ffi, lib
+from ..reference.tree import TreeLayout
+from ._backends import twin
+
+#: A tree may have so many nodes.
+MOST_NODES: int = lib.ASSAY_TREE_MOST_NODES
+
+
+def tree_build(parents: Any, tokens: Any = None, *, position: int = 0, max_depth: int | None = None,
+               backend: str = "c") -> TreeLayout:  # fmt: skip
+    """The layout of one draft tree.
+
+    Parameters
+    ----------
+    parents : int32 or int64 [n]
+        Each node's parent by index, which comes before it; -1 for a child of the root, the last emitted token.
+        At most 4096 nodes; none is fine.
+    tokens : int32 or int64 [n], optional
+        Where given, siblings must differ.
+    position : int
+        Of the root in its sequence.
+    max_depth : int, optional
+        Deeper trees get a status. Default: none is too deep.
+    backend : {"c", "numba", "reference"}
+
+    Returns
+    -------
+    TreeLayout
+        A bad tree is no exception but a status (see there); :class:`assay.DraftTree` raises.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was wanted and what came.
+    """
+    up = _ids(parents, "parents")
+    n = len(up)
+    if n > MOST_NODES:
+        raise ValueError(f"parents: expected at most {MOST_NODES} nodes, got {n}")
+    ids = None if tokens is None else _ids(tokens, "tokens")
+    if ids is not None and len(ids) != n:
+        raise ValueError(f"tokens: expected [n] = [{n}], got [{len(ids)}]")
+    deepest = n if max_depth is None else min(int(max_depth), n)
+    if deepest < 0:
+        raise ValueError(f"max_depth: expected 0 or more, got {max_depth}")
+    if not 0 <= position < 2**62:
+        raise ValueError(f"position: expected 0 or more, got {position}")
+    if backend == "c":
+        return _call(up, ids, int(position), deepest)
+    found = twin(backend, "tree", None)
+    layout: TreeLayout = (found or reference).tree_build(up, ids, int(position), deepest)
+    return layout
+
+
+def _ids(x: Any, name: str) -> np.ndarray:
+    if isinstance(x, list | tuple):
+        x = np.array(x, np.int64)
+    array = as_tensor(x, name, ("int32", "int64"), 1).array
+    low, high = -(2**31), 2**31 - 1
+    if array.dtype == np.int64 and array.size and not (low <= array.min() and array.max() <= high):
+        raise ValueError(f"{name}: expected values of 32 bits, got {array[(array < low) | (array > high)][0]}")
+    return np.ascontiguousarray(array, np.int32)
+
+
+def _call(parents: np.ndarray, tokens: np.ndarray | None, position: int, max_depth: int) -> TreeLayout:
+    n = len(parents)
+    rows = n + 1
+    links = np.empty((3, rows), np.int32)
+    positions = np.empty(rows, np.int64)
+    mask = np.empty((rows, rows), np.uint8)
+    words = np.empty((rows, (rows + 63) // 64), np.uint64)
+    retrieve = np.empty(max(n, 1) * (max_depth + 1), np.int32)
+    info = ffi.new("int32_t[4]")
+    at = ffi.from_buffer("int32_t[]", links)
+    args = ffi.new(
+        "assay_tree_args *",
+        {
+            "nodes": n,
+            "parents": ffi.from_buffer("int32_t[]", parents) if n else ffi.NULL,
+            "tokens": ffi.from_buffer("int32_t[]", tokens) if tokens is not None and n else ffi.NULL,
+            "max_depth": max_depth,
+            "position": position,
+            "depth": at,
+            "first_child": at + rows,
+            "next_sibling": at + 2 * rows,
+            "positions": ffi.from_buffer("int64_t[]", positions),
+            "mask": ffi.from_buffer("uint8_t[]", mask),
+            "mask_words": ffi.from_buffer("uint64_t[]", words),
+            "retrieve": ffi.from_buffer("int32_t[]", retrieve),
+            "info": info,
+        },
+    )
+    check(lib.assay_tree_build(args), "tree_build")
+    status, node, leaves, deepest = info
+    if status:
+        none = np.empty(0, np.int32)
+        return TreeLayout(
+            status, node, none, positions[:0], none, none, mask[:0, :0], words[:0, :0], none[:, None][:, :0]
+        )
+    paths = retrieve[: leaves * (deepest + 1)].reshape(leaves, deepest + 1)
+    return TreeLayout(status, node, links[0], positions, links[1], links[2], mask, words, paths)

@@ -1,0 +1,217 @@
+"""Other people's verification, where it is installed: the same answers where theirs are right, counter-examples where not.
+
+What cannot be loaded here is skipped; the behaviour of peers that need a GPU is certified as a policy instead
+(tests/test_speculation_certify.py).
+"""
+
+import inspect
+
+import numpy as np
+import pytest
+
+import assay
+from assay.speculation import policies
+from assay.speculation.certify import certify
+from assay.speculation.policies import excess, ratio, sampled_or
+from assay.speculation.tree import DraftTree
+
+# ---- transformers ------------------------------------------------------------------------------------------------------
+
+
+class Transformers:
+    """``_speculative_sampling`` under uniforms of one's own: its coins, and its draw by a cumulated sum."""
+
+    def __init__(self, monkeypatch, **options):
+        self.torch = pytest.importorskip("torch", reason="torch is not installed")
+        utils = pytest.importorskip("transformers.generation.utils", reason="transformers is not installed")
+        self.sampling, self.options = utils._speculative_sampling, options
+        missing = options.keys() - inspect.signature(self.sampling).parameters.keys()
+        if missing:
+            pytest.skip(f"this transformers has no {missing}")
+        self.coins, self.last = None, None
+        monkeypatch.setattr(
+            self.torch, "rand_like", lambda x: self.torch.tensor(self.coins, dtype=x.dtype)[: x.numel()]
+        )
+        monkeypatch.setattr(self.torch, "multinomial", self.draw)
+
+    def draw(self, weights, num_samples):
+        """With the residual's uniform after a rejection, with the last token's otherwise."""
+        w = weights[0].double().numpy()
+        return self.torch.tensor([[int(np.searchsorted(np.cumsum(w), self.last * w.sum(), side="right"))]])
+
+    def __call__(self, logits, draft, probs, uniforms):
+        """Tokens of one request: logits [K + 1, V], draft [K], probs [K, V], uniforms [K + 2]."""
+        k = len(draft)
+        self.coins = uniforms[:k]
+        # Whether anything will be rejected decides which uniform is used; the coins say so beforehand.
+        p = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+        p = p[np.arange(k), draft] / p[:k].sum(axis=1)
+        q = probs[np.arange(k), draft]
+        weight = self.options.get("assistant_ensemble_weight", 1.0)
+        stands = (uniforms[:k] <= 1 - weight + weight * p / q).all()
+        self.last = uniforms[k + 1] if stands else uniforms[k]
+        t = self.torch.tensor
+        with np.errstate(divide="ignore"):
+            found, matches = self.sampling(
+                t(draft[None].astype(np.int64)), t(np.log(probs)[None]), k, t(logits[None]), **self.options
+            )
+        return found[0].tolist(), int(matches)
+
+    def verify(self, logits, ids, cu, probs, *, rule, parents, uniforms, backend):
+        """In the shape of assay.verify, for :func:`certify`."""
+        n, k = len(cu) - 1, int(cu[1])
+        tokens, accepted = np.full((n, k + 1), -1, np.int32), np.zeros(n, np.int32)
+        vocab = logits.shape[1]
+        rows = (
+            logits.reshape(n, k + 1, vocab),
+            ids.reshape(n, k),
+            probs.reshape(n, k, vocab),
+            uniforms.reshape(n, k + 2),
+        )
+        for b, arguments in enumerate(zip(*rows, strict=True)):
+            found, accepted[b] = self(*arguments)
+            tokens[b, : len(found)] = found
+        return assay.VerifyResult(
+            output_token_ids=tokens, num_accepted=accepted, num_emitted=accepted + 1, status=np.zeros(n, np.int32),
+            accept_index=None, logprobs=None, lossless=True, counters=None,
+        )  # fmt: skip
+
+
+def positive_models(seed):
+    """Without tokens of no probability, where theirs computes 0 / 0."""
+    target, draft = certify.__globals__["random_models"](3, seed)
+
+    def mixed(model):
+        return lambda prefix: [0.875 * w + 0.125 / 3 for w in model(prefix)]
+
+    return {"target": mixed(target), "draft": mixed(draft)}
+
+
+def test_transformers_gives_the_same_tokens(monkeypatch):
+    theirs = Transformers(monkeypatch)
+    rng = np.random.default_rng(0)
+    accepted = set()
+    for _ in range(120):
+        k, vocab = int(rng.integers(1, 6)), int(rng.integers(2, 40))
+        logits = (rng.standard_normal((k + 1, vocab)) * 1.5).astype(np.float32)
+        p = np.exp(logits[:k]) / np.exp(logits[:k]).sum(axis=1, keepdims=True)
+        q = (0.8 * p + 0.2 * rng.dirichlet(np.ones(vocab), k)).astype(np.float32)
+        draft = np.array([rng.choice(vocab, p=row / row.sum()) for row in q.astype(float)], np.int32)
+        u = rng.random(k + 2)
+        tokens, matches = theirs(logits, draft, q, u)
+        got = assay.verify(logits, draft, np.array([0, k], np.int32), q, rule="rejection", uniforms=u)
+        assert got.output_token_ids[0, : got.num_emitted[0]].tolist() == tokens
+        assert got.num_accepted[0] == matches
+        accepted.add(matches)
+    assert len(accepted) >= 5
+
+
+def test_transformers_is_certified(monkeypatch):
+    theirs = Transformers(monkeypatch)
+    found = certify("rejection", verify=theirs.verify, backend="c", drafts=1, **positive_models(0))
+    assert found.lossless, found
+
+
+def test_transformers_ensemble_weight_is_shown_biased(monkeypatch):
+    theirs = Transformers(monkeypatch, assistant_ensemble_weight=0.7)
+    found = certify("rejection", verify=theirs.verify, backend="c", drafts=1, **positive_models(0))
+    assert not found.lossless
+    assert found.total_variation > 0.01
+
+
+def test_transformers_accepts_an_impossible_token_when_its_coin_is_zero(monkeypatch):
+    """``r <= p / q`` with r from [0, 1): a token of probability 0 stands. Here the comparison is strict and u above 0."""
+    theirs = Transformers(monkeypatch)
+    logits = np.array([[-np.inf, 0, 0], [0, 0, 0]], np.float32)
+    q = np.full((1, 3), 1 / 3, np.float32)
+    tokens, matches = theirs(logits, np.array([0]), q, np.array([0.0, 0.5, 0.5]))
+    assert (tokens[0], matches) == (0, 1)
+    got = assay.verify(
+        logits, np.array([0], np.int32), np.array([0, 1], np.int32), q, uniforms=np.array([5e-324, 0.5, 0.5])
+    )
+    assert got.num_accepted[0] == 0
+    assert got.output_token_ids[0, 0] in (1, 2)
+
+
+# ---- Medusa --------------------------------------------------------------------------------------------------------------
+
+SMALL_TREE = [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0, 0]]
+
+
+def medusa():
+    pytest.importorskip("torch", reason="torch is not installed")
+    return pytest.importorskip("medusa.model.utils", reason="Medusa is not installed")
+
+
+def test_medusa_buffers():
+    theirs = medusa().generate_medusa_buffers(SMALL_TREE, device="cpu")
+    tree = DraftTree.from_choices(SMALL_TREE)
+    np.testing.assert_array_equal(theirs["medusa_attn_mask"][0, 0].numpy(), tree.layout.mask)
+    np.testing.assert_array_equal(theirs["medusa_position_ids"].numpy(), tree.positions(0))
+    np.testing.assert_array_equal(theirs["tree_indices"].numpy(), tree.tree_indices(medusa().TOPK))
+    # The same paths; theirs from the last leaf to the first.
+    np.testing.assert_array_equal(theirs["retrieve_indices"].numpy()[::-1], tree.layout.retrieve_indices)
+
+
+@pytest.mark.parametrize("rule", ["greedy", "typical"])
+def test_medusa_accepts_the_same_path(rule):
+    theirs = medusa()
+    import torch
+
+    rng = np.random.default_rng(1)
+    vocab, lengths = 12, set()
+    for _ in range(200):
+        shape = DraftTree.from_choices(SMALL_TREE)
+        tree = shape.fill(1 + np.array([rng.permutation(vocab - 1)[:3] for _ in range(4)]))
+        logits = (rng.standard_normal((len(tree) + 1, vocab)) * 1.5).astype(np.float32)
+        logits[:, 0] = -30  # the token that pads their candidates
+        paths = tree.layout.retrieve_indices
+        ids = np.concatenate([[0], tree.tokens, [0]])
+        best, length = theirs.evaluate_posterior(
+            torch.tensor(logits[paths]), torch.tensor(ids[paths]), 0.0 if rule == "greedy" else 0.9,
+            posterior_threshold=0.09, posterior_alpha=0.3,
+        )  # fmt: skip
+        got = assay.verify(
+            logits, tree.tokens, np.array([0, len(tree)], np.int32), rule=rule, parents=tree.parents,
+            temperature=0.9, seed=1, position=0, posterior_threshold=0.09, posterior_alpha=0.3,
+        )  # fmt: skip
+        want = (paths[int(best), 1 : int(length) + 1] - 1).tolist()
+        assert got.accept_index[0, : got.num_accepted[0]].tolist() == want
+        lengths.add(int(length))
+    assert len(lengths) >= 3
+
+
+# ---- vLLM, as policies: its kernels need a GPU --------------------------------------------------------------------------
+
+
+def vllm_without_draft_probs(draw, target, draft):
+    """NO_DRAFT_PROBS: the draft's token was sampled, but is verified as if it were certain."""
+    p, x = target(()), draw.choose(draft(()))
+    if draw.accept(p[x]):
+        return (x,)
+    return (draw.choose([0 if v == x else p[v] for v in range(len(p))]),)
+
+
+def vllm_recovers_from_the_whole_target(draw, target, draft):
+    """What a residual that is not computed would do: the rejected position drawn from p."""
+    p, q = target(()), draft(())
+    x = draw.choose(q)
+    return (x,) if draw.accept(ratio(p[x], q[x])) else (draw.choose(p),)
+
+
+def vllm_probability_one_in_block(draw, target, draft):
+    """Block verification of sampled drafts with their probability taken as 1 and the draft's law in the residual."""
+    p, q = target(()), draft(())
+    x = draw.choose(q)
+    return (x,) if draw.accept(p[x]) else (sampled_or(draw, excess(p, q), p),)
+
+
+def test_vllm_practices():
+    """Taking sampled drafts as certain keeps the law and costs acceptance; the half-way mixtures are biased."""
+    certain, rejection = certify(vllm_without_draft_probs), certify(policies.rejection(1))
+    assert certain.lossless
+    assert certain.expected_accepted < rejection.expected_accepted - 0.05
+    for mistake in (vllm_recovers_from_the_whole_target, vllm_probability_one_in_block):
+        found = certify(mistake)
+        assert not found.lossless
+        assert found.total_variation > 0.01
