@@ -11,6 +11,7 @@ COMMANDS = {
     "predict": "price a model on a calibrated machine",
     "inspect": "what a model file holds, and what INT4 would cost it in accuracy",
     "profile": "import and show calibration profiles",
+    "validate": "score the cost model on measured tables, on points it never saw",
 }
 
 
