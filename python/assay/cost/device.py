@@ -106,7 +106,8 @@ class DeviceModel:
         time = np.exp(base + correction)
         half = np.clip(self.score * np.sqrt(variance), self.least_log, 50.0)
         slack = 1e-9 + 0.25 * (self.high - self.low)
-        outside = np.asarray((work.features < self.low - slack) | (work.features > self.high + slack)).any(axis=1), dtype=np.bool_)
+        beyond = (work.features < self.low - slack) | (work.features > self.high + slack)
+        outside = np.asarray(beyond.any(axis=1), dtype=np.bool_)
         return Prediction(time, time * np.exp(-half), time * np.exp(half), outside, self.law.regime(work))
 
 

@@ -112,7 +112,7 @@ def _nearest(
     count: int,
     group: IntArray | None = None,
     at_group: IntArray | None = None,
-) -> FloatArray:
+) -> IntArray:
     """Indices [m, count] of the points nearest to each of ``at``, none of its own group."""
     count = min(count, len(points) - 1)
     if count < 1:

@@ -22,7 +22,7 @@ HOLD_OUTS = ("shapes", "models", "systems", "points")
 FRACTION = 0.2  # of the groups is held out
 SCORED = 2500  # points at most, of each kernel class
 FEW_GROUPS = 40  # with fewer, three disjoint parts are held out in turn, for one would be a matter of luck
-SMALL = 200  # points below which a kernel variant is fitted together with the other small ones
+SMALL = 40  # points below which a kernel variant is fitted together with the other small ones
 
 Row = dict[str, Any]
 Datasheet = Callable[[str], Device]

@@ -60,16 +60,13 @@ def read_text(path: Path) -> list[KernelTable]:
         Not readable, in no known format, or one of whole runs (`read_runs`).
     """
     text = _text(path)
-    if text.lstrip()[:1] in "{[":
-        data = _json(text, path)
-        if isinstance(data, dict):
-            return _from_profile(data, path)
-    elif _PERF.search(_ANSI.sub("", text)) or any(_PERF.match(_ANSI.sub("", line)) for line in text.splitlines()):
-        return _from_backend_ops(text, path)
+    plain = _ANSI.sub("", text)
+    if any(_PERF.match(line) for line in plain.splitlines()):
+        return _from_backend_ops(plain, path)
     if _runs(text):
-        raise FormatError(
-            f"{path}: expected kernel timings, got llama-bench's whole runs (`assay profile import` reads them)"
-        )
+        raise FormatError(f"{path}: expected timings of kernels, got llama-bench's whole runs")
+    if text.lstrip()[:1] == "{":
+        return _from_profile(text, path)
     raise FormatError(
         f"{path}: expected Parquet, a profile, pytest-benchmark JSON or test-backend-ops output, got none of them"
     )
@@ -100,27 +97,19 @@ def _text(path: Path) -> str:
         raise FormatError(f"{path}: cannot be read: {exc.strerror}") from exc
 
 
-def _json(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as exc:
-        if all(line.lstrip().startswith("{") for line in text.splitlines() if line.strip()):
-            return [json.loads(line) for line in text.splitlines() if line.strip()] if _is_jsonl(text) else None
-        raise FormatError(f"{path}: expected JSON, got something that does not parse ({exc})") from None
-
-
-def _is_jsonl(text: str) -> bool:
-    try:
-        return all(isinstance(json.loads(line), dict) for line in text.splitlines() if line.strip())
-    except (json.JSONDecodeError, RecursionError):
-        return False
-
-
-def _from_profile(data: dict[str, Any], path: Path) -> list[KernelTable]:
+def _from_profile(text: str, path: Path) -> list[KernelTable]:
     """Samples of the matrix products of our profile or of our pytest-benchmark file."""
+    from ..errors import ProfileError
     from ..profile import Profile, from_pytest_benchmark
 
-    profile = from_pytest_benchmark(path) if "benchmarks" in data else Profile.from_json(data)
+    try:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as exc:
+        raise FormatError(f"{path}: expected JSON, got something that does not parse ({exc})") from None
+    try:
+        profile = from_pytest_benchmark(path) if "benchmarks" in data else Profile.from_json(data)
+    except ProfileError as exc:
+        raise FormatError(f"{path}: {exc}") from exc
     found: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     for s in profile.samples:
         if s.op in OUR_FORMATS:
@@ -151,8 +140,7 @@ def _from_backend_ops(text: str, path: Path) -> list[KernelTable]:
     """``MUL_MAT(type_a=q4_0,type_b=f32,m=4096,n=1,k=14336,...):  852 runs - 55.22 us/run``; their n is our M."""
     backend: str = "unknown"
     found: dict[tuple[str, str], list[tuple[float, ...]]] = {}
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = _ANSI.sub("", raw)
+    for number, line in enumerate(text.splitlines(), 1):
         if named := re.match(r"\s*Backend \d+/\d+: (.+?)\s*$", line):
             backend = str(named[1])
         match = _PERF.match(line)
