@@ -90,6 +90,7 @@ def _gemm(s: Mapping[str, FloatArray], fmt: NumberFormat, sms: float) -> Work:
     weight = ops / (ops + 150.0 * moved)
     scaled = [(np.log(m), 1.0), (np.log(n), 0.7), (np.log(k), 0.7)]
     scaled += [(weight * np.log(np.ceil(m / rows) * rows / m), 1.0) for rows in (64.0, 128.0, 256.0)]
+    scaled += [(np.log(n * k), 0.4), (np.log(m * n), 0.3)]
     scaled += [(a, 0.1) for a in _alignment(m)]
     scaled += [(lost, 0.8) for lost, _ in waves]
     scaled += [((m == 1).astype(np.float64), 0.1)]
