@@ -255,12 +255,13 @@ static int arrange(plan *out, weights w, int64_t m, int variant, void *workspace
     out->prepare = kernel->prepare;
     out->multiply = w.kind == W8A8 ? kernel8->w8a8 : a16 ? kernel->w4a16 : kernel->w4a8;
     const int mr = w.kind == W8A8 ? kernel8->mr8 : a16 ? kernel->mr16 : kernel->mr8;
+    const int alone = w.kind == W8A8 ? kernel8->alone8 : a16 ? mr : kernel->alone8;
     uint8_t *at = (uint8_t *)(((uintptr_t)workspace + 63) & ~(uintptr_t)63);
     g->packed = w.data;
     g->m = m;
     g->a16 = a16;
     g->center = w.kind == W8A8 ? 128 : w.symmetric ? 8 : 1;
-    g->row_blocks = (int)((m + mr - 1) / mr);
+    g->row_blocks = m <= alone ? 1 : (int)((m + mr - 1) / mr);
     g->values = at;
     at += assay_round_up(m * g->l.k_padded * (a16 ? 4 : 1), 64);
     g->scale = (float *)at;

@@ -74,7 +74,8 @@ static inline int64_t assay_block_row(int64_t m, int64_t blocks, int64_t i) {
 }
 
 typedef struct {
-    int mr8, mr16;                                                          /* most rows a block can have */
+    int mr8, mr16;                                                          /* most rows a block can have... */
+    int alone8;                                                             /* ...and when it is the only one */
     void (*prepare)(const assay_gemm_args *args, int64_t begin, int64_t end); /* row blocks */
     void (*w4a8)(const assay_gemm_args *args, int64_t begin, int64_t end);    /* tiles */
     void (*w4a16)(const assay_gemm_args *args, int64_t begin, int64_t end);   /* tiles */
@@ -82,7 +83,7 @@ typedef struct {
 
 /* ---- int8_gemm: prepares with int4_gemm's ------------------------------------------------------------- */
 typedef struct {
-    int mr8;
+    int mr8, alone8;
     void (*w8a8)(const assay_gemm_args *args, int64_t begin, int64_t end);    /* tiles */
 } assay_int8_gemm_kernel;
 
