@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scores the tables; exit status 0."""
+    from assay import machine
     from assay.cost.validation import kernel_classes, score, summary
     from assay.importers import read_tables
     from assay.report.progress import Progress
@@ -44,7 +45,12 @@ def run(args: argparse.Namespace) -> int:
     scored, skipped = [], []
     with Progress(float(sum(len(t) for t in classes)), "validating", None) as progress:
         for table, parts, why in score(
-            classes, _datasheet, hold_out=args.hold_out, yardstick=not args.no_regressor, seed=args.seed
+            classes,
+            _datasheet,
+            hold_out=args.hold_out,
+            yardstick=not args.no_regressor,
+            seed=args.seed,
+            workers=machine.affinity_count() or 1,
         ):
             scored += parts
             if not parts:

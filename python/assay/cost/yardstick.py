@@ -35,6 +35,6 @@ def regressor(train: KernelTable, test: KernelTable, seed: int = 0) -> FloatArra
         columns = [np.log1p(v) for v in table.sizes.values()] + [np.log(work.bytes), np.log1p(work.ops)]
         return np.stack(columns, axis=1)
 
-    model = HistGradientBoostingRegressor(max_iter=400, early_stopping=False, random_state=seed)
+    model = HistGradientBoostingRegressor(max_iter=200, early_stopping=False, random_state=seed)
     model.fit(features(train), np.log(train.time_s))
     return np.asarray(np.exp(model.predict(features(test))), dtype=np.float64)
