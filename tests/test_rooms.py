@@ -12,10 +12,24 @@ import assay
 PACKAGE = Path(assay.__file__).parent
 #: room -> rooms of assay it must never import. A room is a file or folder of python/assay.
 FORBIDDEN = {
-    "cost": {"ops", "measure", "engine", "machine", "formats", "catalog", "_ffi", "jit", "report", "commands"},
+    "cost": {
+        "importers",
+        "ops",
+        "measure",
+        "engine",
+        "machine",
+        "formats",
+        "catalog",
+        "_ffi",
+        "jit",
+        "report",
+        "commands",
+    },
     "model": {"ops", "measure", "cost", "formats", "catalog", "_ffi", "report", "commands", "profile"},
     "profile": {"ops", "measure", "cost", "formats", "_ffi", "report", "commands"},
     "formats": {"ops", "measure", "cost", "_ffi", "report", "commands", "profile"},
+    "tables": {"ops", "measure", "cost", "formats", "_ffi", "report", "commands", "profile", "importers"},
+    "importers": {"ops", "measure", "cost", "formats", "_ffi", "report", "commands", "catalog"},
     "report": {"ops", "measure", "cost", "formats", "_ffi", "commands"},
     "speculation": {"measure", "cost", "report", "commands", "profile", "engine", "_ffi", "jit"},
     "engine": {"measure", "cost", "report", "commands", "profile", "_ffi", "jit"},
@@ -25,7 +39,7 @@ FORBIDDEN = {
     "jit": {"ops", "_ffi", "measure", "cost"},
 }
 #: Modules whose import alone costs a tenth of a second or more: only inside functions.
-SLOW = {"numba", "llvmlite", "scipy", "matplotlib", "torch", "pandas", "gguf"}
+SLOW = {"numba", "llvmlite", "scipy", "matplotlib", "torch", "pandas", "gguf", "pyarrow", "sklearn", "sqlite3"}
 
 
 def imports(path: Path, *, top_level: bool = False) -> set[str]:
@@ -93,7 +107,9 @@ def test_commands_import_only_the_standard_library_at_the_top():
         assert roots <= sys.stdlib_module_names, path
 
 
-@pytest.mark.parametrize("command", [[], ["doctor"], ["calibrate"], ["predict"], ["inspect"], ["convert"], ["profile"]])
+@pytest.mark.parametrize(
+    "command", [[], ["doctor"], ["calibrate"], ["predict"], ["inspect"], ["convert"], ["profile"], ["validate"]]
+)
 def test_help_loads_no_numpy(command):
     code = (
         "import sys\nfrom assay.cli import main\n"

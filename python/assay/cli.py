@@ -12,6 +12,7 @@ COMMANDS = {
     "inspect": "what a model file holds, and what INT4 would cost it in accuracy",
     "convert": "write a checkpoint again: ready to be packed, or in another format",
     "profile": "import and show calibration profiles",
+    "validate": "score the cost model on measured tables, on points it never saw",
 }
 
 

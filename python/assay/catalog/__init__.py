@@ -1,6 +1,7 @@
 """Models by name, from ``models.json``: each row with its source and date; and from files, by what is in them."""
 
 import json
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from ..errors import FormatError
 from ..model import ModelSpec, lookup, slug
 
-__all__ = ["list_models", "load_model", "resolve_model"]
+__all__ = ["find_device", "list_devices", "list_models", "load_model", "resolve_model"]
 
 
 @cache
@@ -100,3 +101,27 @@ def resolve_model(text: str | Path) -> ModelSpec:
 
         return load_config(path)
     raise FormatError(f"{path}: expected a GGUF file or a config.json, got a file that starts with {head[:8]!r}")
+
+
+@cache
+def _device_rows() -> tuple[dict[str, Any], ...]:
+    text = files(__package__).joinpath("hardware.json").read_text(encoding="utf-8")
+    return tuple(json.loads(text)["devices"])
+
+
+def list_devices() -> list[dict[str, Any]]:
+    """Rows of ``hardware.json``: dense peaks, each with its source and date."""
+    return [dict(row) for row in _device_rows()]
+
+
+def find_device(name: str) -> dict[str, Any] | None:
+    """The datasheet row of a device by the name that its driver gives, or None.
+
+    A row is named by the whole words of one of its patterns, so that "NVIDIA GB200" is not a B200.
+    """
+    text = " ".join(name.lower().split())
+    for row in _device_rows():
+        for pattern in (row["name"], *row["match"]):
+            if re.search(rf"(?<![a-z0-9]){re.escape(pattern)}(?![a-z0-9])", text):
+                return dict(row)
+    return None

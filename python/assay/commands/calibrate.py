@@ -105,4 +105,8 @@ def _print(made: Any, path: str, fmt: str) -> None:
     print(render(ops, op_columns, fmt))
     for note in made.settings["notes"]:
         print(f"warning: {note}")
+    if "power" in made.machine.extra:
+        from assay.measure.power import describe
+
+        print(describe(made.machine.extra["power"]))
     print("\nnext: assay predict mixtral-8x7b")

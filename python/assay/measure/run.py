@@ -17,6 +17,7 @@ from ..errors import AssayError, ProfileError
 from ..ops import info
 from .clock import Timer
 from .points import Point, grid
+from .power import Meter
 from .roofs import Roofs
 from .workloads import Workloads, weights_key
 
@@ -102,6 +103,7 @@ class Run:
         self.command = command or ["assay", "calibrate", f"--{mode}"]
         self.notes: list[str] = []
         self.measured_s = 0.0
+        self._meter = Meter()
         isa = tuple(t["isa"] for t in info.isa_tiers() if t["supported"])
         self.machine = machine.describe(isa)
         chosen = grid(mode, threads) if points is None else points
@@ -138,7 +140,8 @@ class Run:
                 os=here.os,
                 numpy=np.__version__,
                 python=platform.python_version(),
-                extra={"cpu_id": here.cpu_id, "architecture": here.architecture, "virtual": here.virtual},
+                extra={"cpu_id": here.cpu_id, "architecture": here.architecture, "virtual": here.virtual}
+                | ({"power": self._meter.reading()} if complete else {}),
             ),
             settings={
                 "mode": self.mode, "threads": self.threads, "budget_s": self.budget_s,
