@@ -15,7 +15,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
-#: As CMakeLists.txt has them, but -O1, and -O0 for the emulation of AVX-512: GCC spends minutes on it otherwise.
+#: As CMakeLists.txt has them, but -O1, and -O0 from AVX-512 on: GCC spends minutes on its emulation otherwise.
 COMMON = ["-std=c11", "-O1", "-ffp-contract=off", "-fPIC", "-Wno-psabi", "-pthread"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
@@ -24,8 +24,14 @@ SHIM = f"-I{HERE}"
 
 def tiers(emulate_avx512: bool) -> dict[str, list[str]]:
     """Each tier's flags. Where the CPU has AVX-512, only what it lacks need be emulated: AMX's tiles."""
-    wide = [*AVX2, SHIM, "-O0"] if emulate_avx512 else AVX512
-    return {"scalar": [], "avx2": AVX2, "avxvnni": [*AVX2, SHIM], "avx512vnni": wide, "amx": [*wide, SHIM]}
+    wide = [*AVX2, SHIM] if emulate_avx512 else AVX512
+    return {
+        "scalar": [],
+        "avx2": AVX2,
+        "avxvnni": [*AVX2, SHIM],
+        "avx512vnni": [*wide, "-O0"],
+        "amx": [*wide, SHIM, "-O0"],
+    }
 
 
 class UnavailableError(Exception):
