@@ -17,8 +17,9 @@ from .gemm import (
     w8a8_gemm,
 )
 from .moe import moe_route
+from .philox import philox4x32, uniform
 from .rows import row_status, softmax
-from .verify import accepts, philox4x32, resample, sample, uniform, verify_chain, verify_request
+from .verification import accepts, resample, sample, verify
 from .wide import dequantize_wide, wide_a8_gemm, wide_a16_gemm, wide_values
 
 __all__ = [
@@ -39,8 +40,7 @@ __all__ = [
     "softmax",
     "uniform",
     "unpack_nibbles",
-    "verify_chain",
-    "verify_request",
+    "verify",
     "w4a8_gemm",
     "w4a16_gemm",
     "w8a8_gemm",
