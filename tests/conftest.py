@@ -46,7 +46,7 @@ def guarded():
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
-    """(ffi, lib) of a library whose AVX-512 kernels run on this CPU by emulated intrinsics (tests/emulate)."""
+    """(ffi, lib) of a library whose kernels beyond this CPU run by emulated intrinsics (tests/emulate)."""
     from emulate import build
 
     try:

@@ -15,11 +15,23 @@ from typing import Any
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
-#: As CMakeLists.txt has them, but for the emulated tier. -O0: GCC spends minutes on the emulation otherwise.
+#: As CMakeLists.txt has them, but -O0: GCC spends minutes on the emulation otherwise.
 COMMON = ["-std=c11", "-O0", "-ffp-contract=off", "-fPIC", "-Wno-psabi", "-pthread"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-EMULATED = [*AVX2, f"-I{HERE}"]
-TIERS = {"scalar": [], "avx2": AVX2, "avxvnni": EMULATED, "avx512vnni": EMULATED, "amx": EMULATED}
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
+SHIM = f"-I{HERE}"
+
+
+def tiers(emulate_avx512: bool) -> dict[str, list[str]]:
+    """Each tier's flags. Where the CPU has AVX-512, only what it lacks need be emulated: AMX's tiles."""
+    wide = [*AVX2, SHIM] if emulate_avx512 else AVX512
+    return {
+        "scalar": [],
+        "avx2": AVX2,
+        "avxvnni": [*AVX2, SHIM],
+        "avx512vnni": wide,
+        "amx": [*wide, SHIM],
+    }
 
 
 class UnavailableError(Exception):
@@ -47,13 +59,23 @@ def compiler() -> str:
     return cc
 
 
+def has_avx512() -> bool:
+    """Whether this CPU runs the AVX-512 tier itself."""
+    wanted = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}
+    return wanted <= set(Path("/proc/cpuinfo").read_text().split())
+
+
 def build(folder: Path) -> Path:
-    """Compiles every kernel file of x86 tiers into folder/libassay_emulated.so."""
+    """Compiles every kernel file of x86 tiers into folder/libassay_emulated.so.
+
+    AVX-512 is emulated where the CPU lacks it or ASSAY_EMULATE is set, AVX-VNNI and AMX always.
+    """
     cc = compiler()
+    flags_of = tiers(not has_avx512() or "ASSAY_EMULATE" in os.environ)
     variants = re.findall(r"^VARIANT\((\w+), (\w+)\)", (CSRC / "variants.inc").read_text(), re.M)
     sources = [(path, []) for path in sorted(CSRC.glob("*.c"))]
-    sources += [(CSRC / "cpu" / op / f"{isa}.c", TIERS[isa]) for op, isa in variants if isa in TIERS]
-    defines = ["-DASSAY_EMULATED_X86", *(f"-DASSAY_COMPILED_{isa}=1" for isa in TIERS)]
+    sources += [(CSRC / "cpu" / op / f"{isa}.c", flags_of[isa]) for op, isa in variants if isa in flags_of]
+    defines = ["-DASSAY_EMULATED_X86", *(f"-DASSAY_COMPILED_{isa}=1" for isa in flags_of)]
 
     def compile_one(source: tuple[Path, list[str]]) -> str:
         path, flags = source

@@ -1,5 +1,6 @@
 /* AVX-512, AVX-VNNI and AMX on a CPU that has only AVX2 and FMA: put this folder first on the include path and compile a
- * kernel file of one of those tiers with the AVX2 flags. SIMDe's functions take the place of the compiler's 512-bit intrinsics; those
+ * kernel file of one of those tiers with the AVX2 flags (AMX's with AVX-512's too, where the CPU has that: then only tiles are
+ * emulated). SIMDe's functions take the place of the compiler's 512-bit intrinsics; those
  * that SIMDe 0.7.4 lacks are written here on 256-bit halves. An intrinsic that neither has does not compile: the
  * compiler's own refuses to be inlined without its target flag. For tests only; nothing here is fast. */
 #include_next <immintrin.h>
@@ -7,6 +8,9 @@
 #ifndef ASSAY_EMULATED_IMMINTRIN_H
 #define ASSAY_EMULATED_IMMINTRIN_H
 
+#define EMU static inline __attribute__((always_inline, unused))
+
+#ifndef __AVX512F__
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-parameter"
@@ -35,7 +39,6 @@ typedef union {
     int64_t i64[8];
 } emu512;
 
-#define EMU static inline __attribute__((always_inline, unused))
 #define EMU_PS(a) ((emu512){.ps = (a)})
 #define EMU_SI(a) ((emu512){.si = (a)})
 #define EMU_PD(a) ((emu512){.pd = (a)})
@@ -249,6 +252,8 @@ EMU __m512i emu_shuffle_epi32(__m512i a, const int imm) {
 /* ---- comparisons ---- */
 #undef _mm512_cmplt_epi32_mask
 #define _mm512_cmplt_epi32_mask(a, b) _mm512_cmpgt_epi32_mask(b, a)
+
+#endif
 
 /* ---- AVX-VNNI: four products of unsigned and signed bytes to an int32 lane, wrapping ---- */
 EMU __m256i emu_dpbusd_256(__m256i sum, __m256i u, __m256i s) {
