@@ -125,13 +125,34 @@ size_t assay_w8_gemm_workspace(const assay_w8 *w, int64_t m);
 int assay_w8a8_gemm(const assay_w8 *w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc,
                     int variant, int num_threads, void *workspace, size_t workspace_bytes);
 
-/* ---- MoE routing: softmax over experts, then top-k ---------------------------------------------
- * logits[T, E] of dtype, row stride ld. Writes topk_weights[T, k], topk_ids[T, k] (weight descending, ties to
- * the lower id) and status[T]. renormalize: weights of a row sum to one. Minus infinity masks an expert; slots
- * that cannot be filled hold id -1 and weight 0, as does every slot of a row whose status is not ROW_OK. */
-int assay_moe_route(const void *logits, int dtype, int64_t ld, int64_t tokens, int64_t num_experts, int64_t top_k,
-                    int renormalize, float *topk_weights, int32_t *topk_ids, int32_t *status, int variant,
-                    int num_threads);
+/* ---- MoE routing: a score of every expert, then the top k ------------------------------------------
+ * Of a row l[0..E) of logits: score s = softmax(l), sigmoid(l), sqrt(log(1 + exp(l))) or l itself.
+ * Choice: the top_k largest s + bias (without a bias and without groups: the largest l, which is the same order but for
+ * scores that round to one value), descending, ties to the lower id. Minus infinity masks an expert. n_group > 1: experts lie
+ * in n_group equal groups, of which only the topk_group best are chosen from (ties to the lower group); a group is as good as
+ * its largest s + bias, or with group_top2 as its two largest together.
+ * Weight: s recomputed from the logit, never s + bias. renormalize: divided by the sum of the chosen (softmax: the softmax
+ * over the chosen alone; else that sum + 1e-20). Then times `scaling`.
+ * num_shared: each row ends in that many slots for experts E, E + 1, ... of weight shared_weight.
+ * A slot that cannot be filled holds id -1 and weight 0, as does every slot of a row whose status is not ROW_OK. */
+enum { ASSAY_SCORE_SOFTMAX = 0, ASSAY_SCORE_SIGMOID = 1, ASSAY_SCORE_SQRTSOFTPLUS = 2, ASSAY_SCORE_NONE = 3 };
+typedef struct {
+    const void *logits;        /* [T, E], row stride ld elements */
+    int32_t dtype;
+    int32_t scoring;
+    int64_t ld, tokens, num_experts, top_k;
+    const float *bias;         /* [E], or NULL. E is at most 2048 with a bias or with groups */
+    int64_t n_group, topk_group; /* n_group divides E; 1 and 1: no groups */
+    int32_t group_top2;
+    int32_t renormalize;
+    float scaling;
+    float shared_weight;
+    int64_t num_shared;
+    float *topk_weights;       /* [T, top_k + num_shared] */
+    int32_t *topk_ids;         /* [T, top_k + num_shared] */
+    int32_t *status;           /* [T] */
+} assay_route_args;
+int assay_moe_route(const assay_route_args *args, int variant, int num_threads);
 
 /* ---- chain verification --------------------------------------------------------------------------
  * Request b drafted K_b = cu[b+1] - cu[b] tokens; it owns K_b + 1 rows of target_logits, starting at row

@@ -87,14 +87,7 @@ typedef struct {
 } assay_int8_gemm_kernel;
 
 /* ---- moe_route ---------------------------------------------------------------------------------- */
-typedef struct {
-    const void *logits;
-    int dtype;
-    int64_t ld, tokens, num_experts, top_k;
-    int renormalize;
-    float *topk_weights;
-    int32_t *topk_ids, *status;
-} assay_route_args;
+enum { ASSAY_ROUTE_KEYS = 2048 }; /* most experts that can have a bias or groups */
 typedef struct {
     void (*route)(const assay_route_args *args, int64_t begin, int64_t end); /* tokens */
 } assay_moe_route_kernel;
