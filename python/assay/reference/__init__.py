@@ -16,13 +16,16 @@ from .gemm import (
     w8a8_gemm,
 )
 from .moe import moe_route
+from .moe_experts import activate, moe_experts
 from .rows import row_status, softmax
 from .verify import accepts, philox4x32, resample, sample, uniform, verify_chain, verify_request
 
 __all__ = [
     "accepts",
+    "activate",
     "dequantize_int4",
     "fma",
+    "moe_experts",
     "moe_route",
     "pack_nibbles",
     "philox4x32",
