@@ -1,6 +1,5 @@
 """The expert layer of a mixture: gate/up, activation, down and the weighted sum on packed INT4 experts, in one call."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +7,17 @@ import numpy as np
 
 from .. import reference
 from .._ffi import (
-    FLOAT_DTYPES, FLOAT_NAMES, Tensor, as_output, as_tensor, check, ffi, lib, thread_count, variant_index, workspace,
+    FLOAT_DTYPES,
+    FLOAT_NAMES,
+    Tensor,
+    as_output,
+    as_tensor,
+    check,
+    ffi,
+    lib,
+    thread_count,
+    variant_index,
+    workspace,
 )  # fmt: skip
 from ._backends import twin, widen
 from ._gemm import aligned_empty, check_group, half_scales, pointer
@@ -262,11 +271,14 @@ def quantize_experts(gate_up: Any, down: Any, group_size: int = 32, *, down_grou
     down_w = as_tensor(down, "down", ("float32",), 3).array
     up = [quantize_int4(w, group_size, symmetric) for w in up_w]
     low = [quantize_int4(w, down_group_size or group_size, symmetric) for w in down_w]
-    stack: Callable[[list[Any], int], Any] = lambda parts, i: (
-        None if parts[0][i] is None else np.stack([p[i] for p in parts])
-    )  # noqa: E731
-    return pack_experts(stack(up, 0), stack(up, 1), stack(low, 0), stack(low, 1), gate_up_zeros=stack(up, 2),
-                        down_zeros=stack(low, 2), **options)  # fmt: skip
+    return pack_experts(
+        _stacked(up, 0), _stacked(up, 1), _stacked(low, 0), _stacked(low, 1), gate_up_zeros=_stacked(up, 2),
+        down_zeros=_stacked(low, 2), **options,
+    )  # fmt: skip
+
+
+def _stacked(parts: list[tuple[Any, ...]], i: int) -> np.ndarray | None:
+    return None if parts[0][i] is None else np.stack([part[i] for part in parts])
 
 
 def moe_experts(x: Any, topk_ids: Any, topk_weights: Any, experts: PackedExperts, out: Any = None, *, a16: bool = False,
