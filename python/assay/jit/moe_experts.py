@@ -27,17 +27,18 @@ def experts(
     y = np.zeros((*topk_ids.shape, s.hidden), np.float32)
     used = np.zeros(topk_ids.shape, np.bool_)
     columns = -(-s.intermediate // 16) * 32 if s.gated else s.intermediate
+    (up_group, up_symmetric), (down_group, down_symmetric) = packed.gate_up_format, packed.down_format
     limit = np.float32(s.limit if s.limit > 0 else np.inf)
     for e in np.unique(topk_ids[(topk_ids >= 0) & (topk_ids < s.num_experts)]):
         tokens, slots = np.nonzero(topk_ids == e)
         used[tokens, slots] = True
         rows = x[tokens] * topk_weights[tokens, slots, None] if weights_on_input else x[tokens]
-        c = int4.gemm(rows, packed.gate_up[e], columns, s.hidden, *packed.gate_up_format, a16)
+        c = int4.gemm(rows, packed.gate_up[e], columns, s.hidden, up_group, up_symmetric, a16)
         if packed.gate_up_bias is not None:
             c += packed.gate_up_bias[e]
         h = np.empty((len(rows), s.intermediate), np.float32)
         _activate(c, _KINDS[s.activation], s.gated, np.float32(s.alpha), limit, h)
-        out = int4.gemm(h, packed.down[e], s.hidden, s.intermediate, *packed.down_format, a16)
+        out = int4.gemm(h, packed.down[e], s.hidden, s.intermediate, down_group, down_symmetric, a16)
         y[tokens, slots] = out if packed.down_bias is None else out + packed.down_bias[e]
     weights = np.ones_like(topk_weights) if weights_on_input else topk_weights
     return _combine(y, used, weights)

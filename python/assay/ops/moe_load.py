@@ -125,8 +125,8 @@ def _hierarchical(
     gpu, place = balanced_packing(np.take_along_axis(by_node / count, expert, axis=1), gpus // nodes)
     phy2copy = _inverse(gpu * a_gpu + place)
     phy2mid = np.take_along_axis(expert, phy2copy, axis=1).reshape(layers, nodes, -1)
-    phy2mid = (phy2mid + np.arange(0, n, a_node)[None, :, None]).reshape(layers, -1)
-    phy2log = np.take_along_axis(mid2log, phy2mid, axis=1)
+    of_node = (phy2mid + np.arange(0, n, a_node)[None, :, None]).reshape(layers, -1)
+    phy2log = np.take_along_axis(mid2log, of_node, axis=1)
     phy_rank = np.take_along_axis(copy_rank, phy2copy, axis=1).reshape(layers, -1)
     return phy2log, phy_rank, np.take_along_axis(count.reshape(layers, -1), log2mid, axis=1)
 

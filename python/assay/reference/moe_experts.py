@@ -43,7 +43,8 @@ def moe_experts(
         used[tokens, slots] = True
         rows = x[tokens] * topk_weights[tokens, slots, None] if weights_on_input else x[tokens]
         up, down = experts.expert(e)
-        c = gemm(rows, *up.unpack(), up.group_size)
+        qweight, scales, zeros = up.unpack()
+        c = gemm(rows, qweight, scales, zeros, up.group_size)
         if experts.gate_up_bias is not None:
             c = c + experts.gate_up_bias[e]
         if shape.gated:
@@ -52,7 +53,8 @@ def moe_experts(
         else:
             gate, ups = c, None
         h = activate(gate, ups, shape.activation, shape.limit, shape.alpha).astype(np.float32)
-        y[tokens, slots] = gemm(h, *down.unpack(), down.group_size)
+        qweight, scales, zeros = down.unpack()
+        y[tokens, slots] = gemm(h, qweight, scales, zeros, down.group_size)
         if experts.down_bias is not None:
             y[tokens, slots] += experts.down_bias[e]
     out = np.zeros((len(x), shape.hidden), np.float32)
