@@ -101,9 +101,9 @@ typedef struct {
 typedef struct {
     /* dst[i][r] = rows[r][i] for `words` words of four bytes. */
     void (*gather)(const uint32_t *const *rows, int64_t n, int64_t words, uint32_t *dst);
-    /* c[rows, 32] (gated: 16 gates, 16 ups) to h[rows, width], row stride ldh; bias[32] or NULL. */
-    void (*activate)(const assay_activation *act, const float *c, int64_t rows, const float *bias, float *h, int64_t ldh,
-                     int64_t width);
+    /* c[rows, 32] (gated: 16 gates, 16 ups), row stride ldc, to h[rows, width], row stride ldh; bias[32] or NULL. */
+    void (*activate)(const assay_activation *act, const float *c, int64_t ldc, int64_t rows, const float *bias, float *h,
+                     int64_t ldh, int64_t width);
     /* out[n] = w (y + bias), or with `more` out[n] = fma(w, y + bias, out). bias may be NULL. */
     void (*combine)(float *out, const float *y, const float *bias, float w, int more, int64_t n);
 } assay_moe_experts_kernel;

@@ -16,6 +16,8 @@
 
 /* Rows whose tile of outputs lies on a thread's stack: 16 KiB. */
 enum { SLAB = 128 };
+/* Tiles of an expert that a thread takes at a time. */
+enum { CHUNK = 4 };
 /* Floats below which one thread does a pass alone, as in gemm.c. */
 enum { ALONE = 65536 };
 /* Most rows of a GEMM's block, whichever the variant. */
@@ -183,43 +185,67 @@ static void multiply(const layer *p, const assay_gemm_args *g, int64_t begin, in
     (p->a->a16 ? p->gemm->w4a16 : p->gemm->w4a8)(g, begin, end);
 }
 
-/* One tile of an expert's gates and ups, activated, for all its rows. */
-static void gate_up_tile(const layer *p, int32_t e, int64_t tile) {
+/* Activates a tile of outputs c of `rows` rows, of which row `first` of h is the first. */
+static void activate_tile(const layer *p, int32_t e, int64_t tile, const float *c, int64_t ldc, int64_t rows, int64_t first) {
     const assay_experts *x = p->a->experts;
     const assay_activation act = {x->activation, x->gated, x->alpha, x->limit};
-    const int64_t tiles = p->up.l.tiles, units = x->gated ? 16 : 32, rows = p->counts[e], first = p->offsets[e];
+    const int64_t units = x->gated ? 16 : 32, width = assay_min_i64(units, x->intermediate - tile * units);
+    float last[ASSAY_TILE_N] = {0};
+    const float *bias = x->gate_up_bias ? x->gate_up_bias + e * p->up.l.n + tile * ASSAY_TILE_N : NULL;
+    if (bias && !x->gated && width < units) {
+        memcpy(last, bias, (size_t)width * 4);
+        bias = last;
+    }
+    p->kernel->activate(&act, c, ldc, rows, bias, p->h + first * x->intermediate + tile * units, x->intermediate, width);
+}
+
+/* Tiles begin .. end - 1 of an expert's gates and ups, activated, for all its rows. */
+static void gate_up_tiles(const layer *p, int32_t e, int64_t begin, int64_t end) {
+    const int64_t tiles = p->up.l.tiles, rows = p->counts[e], first = p->offsets[e];
     const int64_t blocks = blocks_of(p, rows), slab = SLAB / p->mr;
-    const int64_t width = assay_min_i64(units, x->intermediate - tile * units);
-    const float *bias = x->gate_up_bias ? x->gate_up_bias + (e * tiles + tile) * ASSAY_TILE_N : NULL;
-    _Alignas(64) float c[SLAB * ASSAY_TILE_N], last_bias[ASSAY_TILE_N];
-    if (bias && !x->gated) {
-        bias = x->gate_up_bias + e * p->up.l.n + tile * ASSAY_TILE_N;
-        memset(last_bias, 0, sizeof last_bias);
-        memcpy(last_bias, bias, (size_t)width * 4);
-        bias = last_bias;
-    }
-    if (width < units) memset(c, 0, sizeof c); /* columns past N are left as they are */
+    /* As many tiles at once as the outputs' place has room for. */
+    const int64_t most = assay_min_i64(end - begin, rows < SLAB ? SLAB / rows : 1);
+    _Alignas(64) float c[SLAB * ASSAY_TILE_N];
+    memset(c, 0, sizeof *c * (size_t)(assay_min_i64(rows, SLAB) * most * ASSAY_TILE_N)); /* columns past N are not written */
     assay_gemm_args g = p->up;
-    g.packed = (const uint8_t *)x->gate_up + (size_t)e * p->up_bytes + tile * p->up.l.tile_bytes;
-    g.l.n -= tile * ASSAY_TILE_N;
     g.c = c;
-    g.ldc = ASSAY_TILE_N;
-    for (int64_t b = 0; b < blocks; b += slab) {
-        const int64_t end = assay_min_i64(b + slab, blocks);
-        const int64_t from = assay_block_row(rows, blocks, b), to = assay_block_row(rows, blocks, end);
-        if (rows == 1) aim(&g, &p->tokens, source_of(p, first), 1, 1);
-        else aim(&g, &p->gathered, first + from, to - from, end - b);
-        /* The kernel asks for the tile behind this one: once, with the last of its rows. */
-        g.l.tiles = end == blocks ? tiles - tile : 1;
-        multiply(p, &g, 0, 1);
-        p->kernel->activate(&act, c, to - from, bias, p->h + (first + from) * x->intermediate + tile * units,
-                            x->intermediate, width);
+    for (int64_t tile = begin; tile < end; tile += most) {
+        const int64_t n = assay_min_i64(most, end - tile);
+        g.packed = (const uint8_t *)p->a->experts->gate_up + (size_t)e * p->up_bytes + tile * p->up.l.tile_bytes;
+        g.l.n = p->up.l.n - tile * ASSAY_TILE_N;
+        g.ldc = n * ASSAY_TILE_N;
+        if (g.l.n > g.ldc) g.l.n = g.ldc;
+        for (int64_t b = 0; b < blocks; b += slab) {
+            const int64_t last = assay_min_i64(b + slab, blocks);
+            const int64_t from = assay_block_row(rows, blocks, b), to = assay_block_row(rows, blocks, last);
+            if (rows == 1) aim(&g, &p->tokens, source_of(p, first), 1, 1);
+            else aim(&g, &p->gathered, first + from, to - from, last - b);
+            /* The kernel asks for the tile behind the last one: once, with the last of its rows. */
+            g.l.tiles = last == blocks ? tiles - tile : n;
+            multiply(p, &g, 0, n);
+            for (int64_t t = 0; t < n; t++)
+                activate_tile(p, e, tile + t, c + t * ASSAY_TILE_N, g.ldc, to - from, first + from);
+        }
     }
+}
+
+static int64_t chunks_of(int64_t tiles) { return (tiles + CHUNK - 1) / CHUNK; }
+
+/* Unit u of an expert's tiles in chunks: its expert, and its tiles. */
+static int32_t chunk_of(const layer *p, int64_t tiles, int64_t u, int64_t *begin, int64_t *end) {
+    const int64_t chunks = chunks_of(tiles);
+    *begin = u % chunks * CHUNK;
+    *end = assay_min_i64(*begin + CHUNK, tiles);
+    return p->expert_of[u / chunks];
 }
 
 static void gate_up_units(void *arg, int64_t begin, int64_t end) {
     const layer *p = arg;
-    for (int64_t u = begin; u < end; u++) gate_up_tile(p, p->expert_of[u / p->up.l.tiles], u % p->up.l.tiles);
+    for (int64_t u = begin; u < end; u++) {
+        int64_t from, to;
+        const int32_t e = chunk_of(p, p->up.l.tiles, u, &from, &to);
+        gate_up_tiles(p, e, from, to);
+    }
 }
 
 /* Prepares hidden rows, a block of an expert's a unit. */
@@ -238,17 +264,15 @@ static void prepare_hidden(void *arg, int64_t begin, int64_t end) {
 
 static void down_units(void *arg, int64_t begin, int64_t end) {
     const layer *p = arg;
-    const int64_t tiles = p->down.l.tiles;
-    for (int64_t u = begin; u < end;) {
-        const int32_t e = p->expert_of[u / tiles];
-        const int64_t tile = u % tiles, n = assay_min_i64(end - u, tiles - tile);
+    for (int64_t u = begin; u < end; u++) {
+        int64_t from, to;
+        const int32_t e = chunk_of(p, p->down.l.tiles, u, &from, &to);
         assay_gemm_args g = p->down;
         aim(&g, &p->hidden, p->offsets[e], p->counts[e], blocks_of(p, p->counts[e]));
         g.packed = (const uint8_t *)p->a->experts->down + (size_t)e * p->down_bytes;
         g.c = p->y + p->offsets[e] * g.l.n;
         g.ldc = g.l.n;
-        multiply(p, &g, tile, tile + n);
-        u += n;
+        multiply(p, &g, from, to);
     }
 }
 
@@ -336,9 +360,9 @@ int assay_moe_experts(const assay_experts_args *args, int variant, int num_threa
         if (args->input_weights) pass(weigh_inputs, &p, p.slots, rows * hidden, num_threads);
         pass(prepare_tokens, &p, p.sources, p.sources * hidden, num_threads);
         if (p.offsets[e->num_experts] > p.active) pass(gather_blocks, &p, p.blocks, rows * hidden, num_threads);
-        assay_parallel_for(gate_up_units, &p, p.active * p.up.l.tiles, num_threads, 1);
+        assay_parallel_for(gate_up_units, &p, p.active * chunks_of(p.up.l.tiles), num_threads, 1);
         pass(prepare_hidden, &p, p.blocks, rows * e->intermediate, num_threads);
-        assay_parallel_for(down_units, &p, p.active * p.down.l.tiles, num_threads, 1);
+        assay_parallel_for(down_units, &p, p.active * chunks_of(p.down.l.tiles), num_threads, 1);
     }
     pass(combine_tokens, &p, args->tokens, rows * hidden, num_threads);
     return ASSAY_OK;

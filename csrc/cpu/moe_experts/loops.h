@@ -38,11 +38,11 @@ INLINE float act(int kind, float alpha, float x) {
 
 INLINE float at_most(float x, float limit) { return x > limit ? limit : x; }
 
-INLINE void activate_rows(const assay_activation *a, int kind, int gated, const float *c, int64_t rows, const float *bias,
-                          float *h, int64_t ldh, int64_t width) {
+INLINE void activate_rows(const assay_activation *a, int kind, int gated, const float *c, int64_t ldc, int64_t rows,
+                          const float *bias, float *h, int64_t ldh, int64_t width) {
     const float limit = a->limit > 0 ? a->limit : INFINITY, alpha = a->alpha;
     const int units = gated ? 16 : 32;
-    for (int64_t r = 0; r < rows; r++, c += ASSAY_TILE_N, h += ldh) {
+    for (int64_t r = 0; r < rows; r++, c += ldc, h += ldh) {
         float both[ASSAY_TILE_N], unit[ASSAY_TILE_N];
         for (int i = 0; i < ASSAY_TILE_N; i++) both[i] = bias ? c[i] + bias[i] : c[i];
         for (int i = 0; i < units; i++) {
@@ -61,12 +61,12 @@ INLINE void activate_rows(const assay_activation *a, int kind, int gated, const 
     }
 }
 
-static void activate(const assay_activation *a, const float *c, int64_t rows, const float *bias, float *h, int64_t ldh,
-                     int64_t width) {
+static void activate(const assay_activation *a, const float *c, int64_t ldc, int64_t rows, const float *bias, float *h,
+                     int64_t ldh, int64_t width) {
 #define CASE(kind)                                                                \
     case kind:                                                                    \
-        if (a->gated) activate_rows(a, kind, 1, c, rows, bias, h, ldh, width);     \
-        else activate_rows(a, kind, 0, c, rows, bias, h, ldh, width);              \
+        if (a->gated) activate_rows(a, kind, 1, c, ldc, rows, bias, h, ldh, width); \
+        else activate_rows(a, kind, 0, c, ldc, rows, bias, h, ldh, width);          \
         break;
     switch (a->activation) {
         CASE(ASSAY_ACT_SILU)
