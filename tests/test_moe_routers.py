@@ -190,3 +190,27 @@ def test_bad_arguments_say_got_and_wanted():
         assay.moe_route(wide, 2, bias=np.zeros(2050, np.float32))
     with pytest.raises(TypeError, match="bias: expected float32"):
         assay.moe_route(x, 2, bias=np.zeros(8))
+
+
+def test_transformers_deepseek_v3_router_agrees():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
+
+    config = transformers.DeepseekV3Config(
+        hidden_size=64, n_routed_experts=64, num_experts_per_tok=6, n_group=8, topk_group=3, routed_scaling_factor=2.5
+    )
+    router = DeepseekV3TopkRouter(config)
+    rng = np.random.default_rng(11)
+    weight = rng.standard_normal((64, 64)).astype(np.float32) / 8
+    bias = rng.standard_normal(64).astype(np.float32) * 0.1
+    x = rng.standard_normal((40, 64)).astype(np.float32)
+    with torch.no_grad():
+        router.weight.copy_(torch.from_numpy(weight))
+        router.e_score_correction_bias.copy_(torch.from_numpy(bias))
+        logits, weights, ids = (t.numpy() for t in router(torch.from_numpy(x)))
+    got = assay.moe_route(logits, 6, scoring="sigmoid", bias=bias, n_group=8, topk_group=3, routed_scaling_factor=2.5)
+    order, own = np.argsort(ids, axis=1), np.argsort(got.topk_ids, axis=1)  # theirs come unsorted
+    np.testing.assert_array_equal(np.take_along_axis(got.topk_ids, own, 1), np.take_along_axis(ids, order, 1))
+    ours, theirs = np.take_along_axis(got.topk_weights, own, 1), np.take_along_axis(weights, order, 1)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
