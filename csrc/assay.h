@@ -217,6 +217,34 @@ size_t assay_moe_experts_workspace(const assay_experts_args *args); /* 0 when an
 int assay_moe_experts(const assay_experts_args *args, int variant, int num_threads, void *workspace,
                       size_t workspace_bytes);
 
+/* ---- wide GEMM: weights that float16 scales and integer zero points cannot hold -------------------------------
+ * w[n, k] = scale[n, g] v + minimum[n, g], scale and minimum float32, minimum optional. bits 8: v = q in -128..127.
+ * bits 4: v = codebook[q], q in 0..15. group_size 16, 32, 64, 128 (K a multiple of it) or K; K at most 2^17.
+ * Per output, g ascending:
+ *   a8:  activations as in w4a8.  I_g = sum_k v q_a (exact int32),  f = fma(I_g, s_w * s_a, f);
+ *        with a minimum then  f = fma(minimum, float(sum_k q_a) * s_a, f).
+ *        The codebook must be integers in -127..127.
+ *   a16: p = fma(x_k, v, p) from 0 for k ascending,  f = fma(p, s_w, f);
+ *        with a minimum then  f = fma(minimum, X_g, f), X_g as in w4a16. The codebook must be finite. */
+typedef struct {
+    int64_t n, k;
+    int64_t group_size;
+    int32_t bits;
+    int32_t has_minimum;
+    float codebook[16];        /* bits 4 */
+    const void *data;          /* assay_wide_pack's output, 64-byte aligned */
+} assay_wide;
+
+size_t assay_wide_packed_bytes(int64_t n, int64_t k, int64_t group_size, int bits, int has_minimum);
+/* qweight: bits 4 uint8[N, ceil(K/2)], low nibble = even k; bits 8 int8[N, K]. scales[N, G]; minimum[N, G] or NULL. */
+int assay_wide_pack(int64_t n, int64_t k, int64_t group_size, int bits, const void *qweight, const float *scales,
+                    const float *minimum, void *packed, int num_threads);
+int assay_wide_unpack(const assay_wide *w, void *qweight, float *scales, float *minimum);
+size_t assay_wide_gemm_workspace(const assay_wide *w, int64_t m, int a16);
+/* Arguments as for w4a8_gemm; a16: 0 for int8 activations, 1 for activations as they are. */
+int assay_wide_gemm(const assay_wide *w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc,
+                    int a16, int variant, int num_threads, void *workspace, size_t workspace_bytes);
+
 /* ---- chain verification --------------------------------------------------------------------------
  * Request b drafted K_b = cu[b+1] - cu[b] tokens; it owns K_b + 1 rows of target_logits, starting at row
  * cu[b] + b. rule 0 greedy: accept while the draft is the argmax (first of equals). rule 1 rejection (Leviathan

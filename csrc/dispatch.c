@@ -13,11 +13,20 @@
 #ifndef ASSAY_COMPILED_neon
 #define ASSAY_COMPILED_neon 0
 #endif
+#ifndef ASSAY_COMPILED_neondot
+#define ASSAY_COMPILED_neondot 0
+#endif
 #ifndef ASSAY_COMPILED_avx2
 #define ASSAY_COMPILED_avx2 0
 #endif
+#ifndef ASSAY_COMPILED_avxvnni
+#define ASSAY_COMPILED_avxvnni 0
+#endif
 #ifndef ASSAY_COMPILED_avx512vnni
 #define ASSAY_COMPILED_avx512vnni 0
+#endif
+#ifndef ASSAY_COMPILED_amx
+#define ASSAY_COMPILED_amx 0
 #endif
 #define ASSAY_COMPILED_scalar 1
 

@@ -1,6 +1,7 @@
 /* INT4 and int8 GEMM: the packed layouts, packing, and the calls. Which rows go together, which thread takes which tile,
  * and when the activations are prepared is decided here; the arithmetic is the variants'. */
 #include "kernels.h"
+#include "lanes.h"
 
 #include <string.h>
 
@@ -53,14 +54,6 @@ typedef struct {
     uint8_t *packed;
 } pack_args;
 
-/* One column's 8 weights (4 bytes of the source, even k low) as the 4 bytes of its lane: k+b low, k+4+b high. */
-static inline uint32_t lane_of(uint32_t source) {
-    uint32_t even = source & 0x0f0f0f0f, odd = source >> 4 & 0x0f0f0f0f; /* q0 q2 q4 q6, q1 q3 q5 q7 */
-    uint32_t low = (even & 0xff) | (odd & 0xff) << 8 | (even & 0xff00) << 8 | (odd & 0xff00) << 16;
-    uint32_t high = (even >> 16 & 0xff) | (odd >> 16 & 0xff) << 8 | (even >> 24) << 16 | (odd >> 24) << 24;
-    return low | high << 4;
-}
-
 static void pack_tiles(void *arg, int64_t begin, int64_t end) {
     const pack_args *p = arg;
     const assay_w4_layout *l = &p->l;
@@ -86,17 +79,7 @@ static void pack_tiles(void *arg, int64_t begin, int64_t end) {
                 uint8_t *dst = lines + j / 16 * 64 + j % 16 * 4;
                 const uint8_t *src = j < cols ? p->qweight + (n0 + j) * row_bytes + g * l->group / 2 : NULL;
                 for (int64_t step = 0; step < l->group_padded / 8; step++, dst += 128) {
-                    uint32_t word = 0;
-                    if (src) {
-                        int64_t left = l->group - step * 8;
-                        if (left >= 8) {
-                            memcpy(&word, src + step * 4, 4);
-                        } else if (left > 0) {
-                            memcpy(&word, src + step * 4, (size_t)((left + 1) / 2));
-                            word &= ((uint32_t)1 << 4 * left) - 1; /* an odd K leaves a nibble that is nobody's */
-                        }
-                    }
-                    word = lane_of(word);
+                    const uint32_t word = src ? assay_lane_of_nibbles(src + step * 4, l->group - step * 8) : 0;
                     memcpy(dst, &word, 4);
                 }
             }
@@ -161,9 +144,8 @@ static void pack8_tiles(void *arg, int64_t begin, int64_t end) {
                 uint8_t *dst = block + ASSAY_SCALE_BYTES + j / 16 * 64 + j % 16 * 4;
                 const int8_t *src = j < cols ? p->qweight + (n0 + j) * l->k + g * l->group : NULL;
                 for (int64_t i = 0; i < l->group_padded; i += 4, dst += 128) {
-                    uint8_t four[4] = {128, 128, 128, 128};
-                    for (int64_t b = 0; b < 4 && src && i + b < l->group; b++) four[b] = (uint8_t)(src[i + b] + 128);
-                    memcpy(dst, four, 4);
+                    const uint32_t four = src ? assay_lane_of_bytes(src + i, l->group - i) : 0x80808080;
+                    memcpy(dst, &four, 4);
                 }
             }
         }
@@ -255,12 +237,13 @@ static int arrange(plan *out, weights w, int64_t m, int variant, void *workspace
     out->prepare = kernel->prepare;
     out->multiply = w.kind == W8A8 ? kernel8->w8a8 : a16 ? kernel->w4a16 : kernel->w4a8;
     const int mr = w.kind == W8A8 ? kernel8->mr8 : a16 ? kernel->mr16 : kernel->mr8;
+    const int alone = w.kind == W8A8 ? kernel8->alone8 : a16 ? mr : kernel->alone8;
     uint8_t *at = (uint8_t *)(((uintptr_t)workspace + 63) & ~(uintptr_t)63);
     g->packed = w.data;
     g->m = m;
     g->a16 = a16;
     g->center = w.kind == W8A8 ? 128 : w.symmetric ? 8 : 1;
-    g->row_blocks = (int)((m + mr - 1) / mr);
+    g->row_blocks = m <= alone ? 1 : (int)((m + mr - 1) / mr);
     g->values = at;
     at += assay_round_up(m * g->l.k_padded * (a16 ? 4 : 1), 64);
     g->scale = (float *)at;

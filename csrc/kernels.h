@@ -11,8 +11,8 @@ enum {
 };
 #undef ISA
 
-enum { ASSAY_OP_int4_gemm, ASSAY_OP_int8_gemm, ASSAY_OP_moe_route, ASSAY_OP_moe_experts, ASSAY_OP_spec_verify,
-       ASSAY_OP_probe, ASSAY_OP_COUNT };
+enum { ASSAY_OP_int4_gemm, ASSAY_OP_int8_gemm, ASSAY_OP_wide_gemm, ASSAY_OP_moe_route, ASSAY_OP_moe_experts,
+       ASSAY_OP_spec_verify, ASSAY_OP_probe, ASSAY_OP_COUNT };
 
 int assay_cpu_supports(int isa);                 /* cpuid.c */
 /* The kernel table of an op for a variant (-1: best allowed), or NULL when there is none. */
@@ -75,7 +75,8 @@ static inline int64_t assay_block_row(int64_t m, int64_t blocks, int64_t i) {
 }
 
 typedef struct {
-    int mr8, mr16;                                                          /* most rows a block can have */
+    int mr8, mr16;                                                          /* most rows a block can have... */
+    int alone8;                                                             /* ...and when it is the only one */
     void (*prepare)(const assay_gemm_args *args, int64_t begin, int64_t end); /* row blocks */
     void (*w4a8)(const assay_gemm_args *args, int64_t begin, int64_t end);    /* tiles */
     void (*w4a16)(const assay_gemm_args *args, int64_t begin, int64_t end);   /* tiles */
@@ -83,9 +84,37 @@ typedef struct {
 
 /* ---- int8_gemm: prepares with int4_gemm's ------------------------------------------------------------- */
 typedef struct {
-    int mr8;
+    int mr8, alone8;
     void (*w8a8)(const assay_gemm_args *args, int64_t begin, int64_t end);    /* tiles */
 } assay_int8_gemm_kernel;
+
+/* ---- wide_gemm: the tiles and lines of int4_gemm or int8_gemm, a group in steps of 16 k ---------------------
+ * group block = [32 x float scale][32 x float minimum, where there is one][group_padded/16 x 256 B or 512 B of lines]
+ * Prepares with int4_gemm's, center 1; then comp becomes `base` times it, and `terms` the activations' sums. */
+enum { ASSAY_TERM_BYTES = 128 };
+
+typedef struct {
+    assay_gemm_args gemm;  /* first, so that what walks tiles hands it over; no zero points in its layout */
+    int bits, minimum;
+    int plain;             /* 4 bits, the codebook is 0..15: a code is its own value */
+    int32_t base;          /* what the unsigned operand of a dot product exceeds a value by: 0 when plain, else 128 */
+    float codebook[16];
+    int8_t whole[16];      /* the codebook of a8 */
+    float *terms;          /* X_g, as `gemm.scale` lies */
+} assay_wide_args;
+
+static inline const uint8_t *assay_wide_block(const assay_wide_args *w, const uint8_t *tile, int64_t g) {
+    return tile + g * w->gemm.l.block_bytes;
+}
+static inline const uint8_t *assay_wide_lines(const assay_wide_args *w, const uint8_t *block) {
+    return block + (w->minimum ? 2 : 1) * ASSAY_TERM_BYTES;
+}
+
+typedef struct {
+    int mr8, mr16;
+    void (*a8)(const assay_wide_args *args, int64_t begin, int64_t end);      /* tiles */
+    void (*a16)(const assay_wide_args *args, int64_t begin, int64_t end);     /* tiles */
+} assay_wide_gemm_kernel;
 
 /* ---- moe_route ---------------------------------------------------------------------------------- */
 enum { ASSAY_ROUTE_KEYS = 2048 }; /* most experts that can have a bias or groups */

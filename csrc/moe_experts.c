@@ -36,7 +36,7 @@ typedef struct {
     const assay_moe_experts_kernel *kernel;
     assay_gemm_args up, down;          /* what every expert shares */
     size_t up_bytes, down_bytes;       /* of one expert's packed matrix */
-    int mr;
+    int mr, alone;                     /* most rows of a block, and of an only one */
     int64_t slots, active, blocks, sources;
     int64_t *offsets, *counts, *cursor;/* by expert */
     int32_t *sorted, *position;        /* by sorted row; by slot */
@@ -129,7 +129,7 @@ static void aim(assay_gemm_args *g, const prepared *p, int64_t row, int64_t rows
     g->row_blocks = (int)blocks;
 }
 
-static int64_t blocks_of(const layer *p, int64_t rows) { return (rows + p->mr - 1) / p->mr; }
+static int64_t blocks_of(const layer *p, int64_t rows) { return rows <= p->alone ? 1 : (rows + p->mr - 1) / p->mr; }
 
 /* Row of the prepared tokens that sorted row i multiplies. */
 static int64_t source_of(const layer *p, int64_t i) {
@@ -332,19 +332,26 @@ static void pass(assay_range_fn fn, layer *p, int64_t units, int64_t floats, int
     assay_parallel_for(fn, p, units, floats <= ALONE ? 1 : num_threads, 1);
 }
 
+/* The GEMM of the same tier as moe_experts': AMX's has a layout of its own for activations, which `gather` does not know. */
+static int select_kernels(layer *p, int variant) {
+    p->kernel = assay_select(ASSAY_OP_moe_experts, variant);
+    for (int isa = 0; p->kernel && isa < ASSAY_ISA_COUNT; isa++)
+        if (assay_select(ASSAY_OP_moe_experts, isa) == p->kernel) p->gemm = assay_select(ASSAY_OP_int4_gemm, isa);
+    return p->gemm ? ASSAY_OK : ASSAY_EISA;
+}
+
 int assay_moe_experts(const assay_experts_args *args, int variant, int num_threads, void *workspace,
                       size_t workspace_bytes) {
     layer p = {.a = args};
     if (!args || num_threads < 0 || layouts(args, &p.up.l, &p.down.l)) return ASSAY_EINVAL;
     const assay_experts *e = args->experts;
-    p.gemm = assay_select(ASSAY_OP_int4_gemm, variant);
-    p.kernel = assay_select(ASSAY_OP_moe_experts, variant);
-    if (!p.gemm || !p.kernel) return ASSAY_EISA;
+    if (select_kernels(&p, variant)) return ASSAY_EISA;
     if (!e->gate_up || !e->down || args->dtype < ASSAY_F32 || args->dtype > ASSAY_BF16 || args->ldx < e->hidden ||
         args->ldo < e->hidden || (args->tokens && (!args->x || !args->out || !args->topk_ids || !args->topk_weights)))
         return ASSAY_EINVAL;
     p.mr = args->a16 ? p.gemm->mr16 : p.gemm->mr8;
-    if (p.mr > MOST_MR) return ASSAY_EINVAL;
+    p.alone = args->a16 ? p.mr : p.gemm->alone8;
+    if (p.mr > MOST_MR || p.alone > MOST_MR) return ASSAY_EINVAL;
     if (!workspace || workspace_bytes < arrange(&p, args, NULL)) return ASSAY_EWORKSPACE;
     arrange(&p, args, (uint8_t *)(((uintptr_t)workspace + 63) & ~(uintptr_t)63));
     p.up_bytes = (size_t)(p.up.l.tiles * p.up.l.tile_bytes);

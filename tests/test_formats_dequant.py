@@ -11,7 +11,7 @@ gguf = pytest.importorskip("gguf")
 # Byte offsets of the f16 scales in a block.
 SCALES = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2),
-    "Q6_K": (208,),
+    "Q6_K": (208,), "Q2_K": (80, 82), "Q3_K": (108,),
 }  # fmt: skip
 BLOCKS = {t.name: t for t in GGML_TYPES.values()}
 

@@ -10,6 +10,7 @@ import pytest
 
 from assay.cli import main
 from assay.commands.inspect import collect, error_report
+from assay.formats.checkpoint import open_checkpoint
 from assay.formats.gguf import open_gguf
 
 
@@ -41,13 +42,14 @@ def small(tmp_path):
 
 
 def test_types(small):
-    with open_gguf(small) as f:
-        report = collect(f)
+    with open_checkpoint(small) as checkpoint:
+        report = collect(checkpoint)
     assert report["model"] is None
     assert "block_count" in report["model_problem"]
     q8, f32 = report["types"]
     params = 100 * 64 + 2 * 64 * 64 + 3 * 96 * 64
     assert q8 == {"type": "Q8_0", "tensors": 4, "params": params, "bytes": params * 34 // 32, "bits_per_weight": 8.5,
+                  "runs_as": "int8", "run_bits_per_weight": 8.5,
                   "share": pytest.approx(q8["bytes"] / (q8["bytes"] + f32["bytes"]))}  # fmt: skip
     assert (f32["tensors"], f32["params"], f32["bytes"]) == (3, 8 * 40 + 4 * 64 + 64, 4 * (8 * 40 + 4 * 64 + 64))
 
@@ -133,8 +135,8 @@ def test_no_control_characters_reach_the_terminal(tmp_path, capsys):
 
 
 def test_the_real_file(gemma_gguf):
-    with open_gguf(gemma_gguf) as f:
-        report, error = collect(f), error_report(f, max_rows=64)
+    with open_checkpoint(gemma_gguf) as checkpoint:
+        report, error = collect(checkpoint), error_report(checkpoint.file, max_rows=64)
     assert report["model"]["num_params"] == 268_098_176
     assert [t["type"] for t in report["types"]] == ["Q8_0", "Q5_0", "Q4_K", "Q6_K", "F32"]
     assert report["types"][0]["share"] == pytest.approx(0.729, abs=0.001)

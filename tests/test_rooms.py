@@ -19,6 +19,7 @@ FORBIDDEN = {
     "report": {"ops", "measure", "cost", "formats", "_ffi", "commands"},
     "ops": {"measure", "cost", "formats", "report", "commands", "profile"},
     "reference": {"ops", "_ffi", "jit", "cost"},
+    "quantize": {"ops", "_ffi", "jit", "cost", "measure", "formats", "report", "commands"},
     "jit": {"ops", "_ffi", "measure", "cost"},
 }
 #: Modules whose import alone costs a tenth of a second or more: only inside functions.
@@ -90,7 +91,7 @@ def test_commands_import_only_the_standard_library_at_the_top():
         assert roots <= sys.stdlib_module_names, path
 
 
-@pytest.mark.parametrize("command", [[], ["doctor"], ["calibrate"], ["predict"], ["inspect"], ["profile"]])
+@pytest.mark.parametrize("command", [[], ["doctor"], ["calibrate"], ["predict"], ["inspect"], ["convert"], ["profile"]])
 def test_help_loads_no_numpy(command):
     code = (
         "import sys\nfrom assay.cli import main\n"

@@ -11,6 +11,13 @@ INLINE __m256 scale_of(const uint8_t *block, int v) {
     return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(block + 16 * v)));
 }
 
+/* INT4: int32 zero points of columns 8 v .. 8 v + 7. */
+INLINE __m256i zero_of(const uint8_t *zeros, int v) {
+    const __m128i both = _mm_loadl_epi64((const __m128i *)(zeros + v % 2 * 8));
+    const __m256i z = _mm256_cvtepu8_epi32(both);
+    return v < 2 ? _mm256_and_si256(z, _mm256_set1_epi32(15)) : _mm256_srli_epi32(z, 4);
+}
+
 /* A tile's outputs, f[4 r + v] of row r and columns 8 v..; columns past N stay in the kernel. */
 INLINE void store_rows(const assay_gemm_args *p, const __m256 *f, int64_t t, int64_t row0, int rows) {
     const int64_t n0 = t * ASSAY_TILE_N;

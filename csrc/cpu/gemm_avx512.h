@@ -13,9 +13,19 @@ INLINE __m512 scale_of(const uint8_t *block, int h) {
 
 INLINE __m512i line(const uint8_t *at) { return _mm512_load_si512((const void *)at); }
 
+/* Asks for the lines that a tile's outputs will go to, so that the stores do not wait for them. */
+INLINE void expect_rows(const assay_gemm_args *p, int64_t t, int64_t row0, const int rows) {
+    const float *c = p->c + row0 * p->ldc + t * ASSAY_TILE_N;
+    for (int r = 0; r < rows; r++, c += p->ldc) {
+        __builtin_prefetch(c, 1);
+        __builtin_prefetch((const char *)c + 64, 1);
+    }
+}
+
 /* A tile's outputs, f[2 r + h] of row r and columns 16 h..; columns past N stay in the kernel. */
-INLINE void store_rows(const assay_gemm_args *p, const __m512 *f, int64_t t, int64_t row0, int rows) {
+INLINE void store_rows(const assay_gemm_args *p, const __m512 *f, int64_t t, int64_t row0, const int rows) {
     const int64_t n0 = t * ASSAY_TILE_N;
+#pragma GCC unroll 16
     for (int r = 0; r < rows; r++) {
         float *c = p->c + (row0 + r) * p->ldc + n0;
         if (n0 + ASSAY_TILE_N <= p->l.n) {

@@ -12,9 +12,9 @@
 /* The AVX2 file's; activations are a small part of the work, so every x86 tier shares it. */
 void assay_int4_prepare_avx2(const assay_gemm_args *p, int64_t begin, int64_t end);
 
-/* The tile `ahead` bytes on is what this thread reads next: ask for each of its lines while the same line of this tile is
- * used. Every line, or none: a prefetch with holes is far worse than none. */
-INLINE void prefetch(const uint8_t *at) { _mm_prefetch((const char *)at, _MM_HINT_T1); }
+/* Into L1: a prefetch into L2 alone leaves the next load waiting for L2. Every line of the stream is asked for, or none is:
+ * a prefetch with holes is far worse than none. */
+INLINE void prefetch(const uint8_t *at) { _mm_prefetch((const char *)at, _MM_HINT_T0); }
 
 /* The lines of a group that hold no nibbles: scales go with the first half, zero points with the second. */
 INLINE void prefetch_terms(const assay_w4_layout *l, const uint8_t *tile, int64_t g, int h, int64_t ahead) {
@@ -22,23 +22,37 @@ INLINE void prefetch_terms(const assay_w4_layout *l, const uint8_t *tile, int64_
     else if (!l->symmetric && g % 4 == 0) prefetch(tile + assay_w4_zero_offset(l, g) + ahead);
 }
 
-/* One function a row count, so that each gets registers of its own. */
-#define ROWS(kind, r)                                                                                            \
-    KERNEL void kind##_##r(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t ahead, int halves) {              \
-        kind(p, t, row0, r, ahead, halves);                                                                     \
-    }
-typedef void (*block_fn)(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t ahead, int halves);
+/* How far on to prefetch each of the eight lines of 32 k; 0: not (it asks for the line that is being read). */
+typedef struct {
+    int64_t line[8];
+} reach;
 
-/* All row blocks of a tile back to back: the tile comes from DRAM once and stays in L2. The last two of them ask for the
- * next tile, each for the lines of one half of the columns, so that neither waits for DRAM alone. */
-INLINE void tiles(const assay_gemm_args *p, int64_t begin, int64_t end, const block_fn *blocks) {
+/* One function a row count, so that each gets registers of its own. */
+typedef void (*block_fn)(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead);
+#define BLOCK(name, body, ...)                                                                                     \
+    KERNEL void name(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead) {                      \
+        body(p, t, row0, ahead, __VA_ARGS__);                                                                      \
+    }
+#define ROWS(kind, r) BLOCK(kind##_##r, kind, r)
+
+/* How far ahead of a lone row block DRAM is asked: what arrives in the latency of a load (some 200 ns at 40 GB/s), and
+ * twice that where the products take as long as the bytes, so that a late line costs nothing. */
+enum { NEAR = 8192, FAR = 16384, FEW_ROWS = 4 };
+
+/* All row blocks of a tile back to back: the tile comes from DRAM once and stays in L2. A lone block asks for its stream a
+ * fixed distance ahead. Else the last `passes` blocks (at most `most`, 8 or less) ask for the next tile, each for every
+ * passes-th line: no pass waits for DRAM alone, and no line is left out. */
+INLINE void tiles(const assay_gemm_args *p, int64_t begin, int64_t end, const block_fn *blocks, int most) {
+    const int count = p->row_blocks;
+    const int passes = count < most ? count : most;
     for (int64_t t = begin; t < end; t++) {
-        const int64_t next = t + 1 < p->l.tiles ? p->l.tile_bytes : 0;
-        for (int64_t b = 0; b < p->row_blocks; b++) {
+        for (int b = 0; b < count; b++) {
             const int64_t row0 = assay_block_row(p->m, p->row_blocks, b);
             const int64_t rows = assay_block_row(p->m, p->row_blocks, b + 1) - row0;
-            const int64_t after = p->row_blocks - 1 - b;
-            blocks[rows - 1](p, t, row0, after < 2 ? next : 0, p->row_blocks == 1 ? 3 : after ? 1 : 2);
+            const int64_t next = count == 1 ? (rows <= FEW_ROWS ? NEAR : FAR) : t + 1 < p->l.tiles ? p->l.tile_bytes : 0;
+            reach ahead = {{0}};
+            for (int i = passes - (count - b); i >= 0 && i < 8; i += passes) ahead.line[i] = next;
+            blocks[rows - 1](p, t, row0, &ahead);
         }
     }
 }

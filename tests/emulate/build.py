@@ -1,13 +1,15 @@
-"""The whole C library with its AVX-512 tier emulated, so that any x86 CPU with AVX2 can test that tier's kernels.
+"""The whole C library with its AVX-VNNI, AVX-512 and AMX tiers emulated, so that any x86 CPU with AVX2 can test their kernels.
 
-``load(folder)`` compiles csrc/ with this folder's immintrin.h first on the include path (AVX-512 intrinsics by SIMDe)
-and opens the result with cffi. In it, cpuid reports the avx512vnni tier where AVX2 is there.
+``load(folder)`` compiles csrc/ with this folder's immintrin.h first on the include path (AVX-512 intrinsics by SIMDe,
+AMX's by amx.h) and opens the result with cffi. In it, cpuid reports all x86 tiers where AVX2 is there.
 """
 
+import os
 import platform
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ CSRC = HERE.parent.parent / "csrc"
 #: As CMakeLists.txt has them, but for the emulated tier. -O1: GCC spends minutes on the emulation otherwise.
 COMMON = ["-std=c11", "-O1", "-ffp-contract=off", "-fPIC", "-Wno-psabi", "-pthread"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-TIERS = {"scalar": [], "avx2": AVX2, "avx512vnni": [*AVX2, f"-I{HERE}"]}
+EMULATED = [*AVX2, f"-I{HERE}"]
+TIERS = {"scalar": [], "avx2": AVX2, "avxvnni": EMULATED, "avx512vnni": EMULATED, "amx": EMULATED}
 
 
 class UnavailableError(Exception):
@@ -50,13 +53,17 @@ def build(folder: Path) -> Path:
     variants = re.findall(r"^VARIANT\((\w+), (\w+)\)", (CSRC / "variants.inc").read_text(), re.M)
     sources = [(path, []) for path in sorted(CSRC.glob("*.c"))]
     sources += [(CSRC / "cpu" / op / f"{isa}.c", TIERS[isa]) for op, isa in variants if isa in TIERS]
-    defines = ["-DASSAY_EMULATED_AVX512", *(f"-DASSAY_COMPILED_{isa}=1" for isa in TIERS)]
-    objects = []
-    for path, flags in sources:
+    defines = ["-DASSAY_EMULATED_X86", *(f"-DASSAY_COMPILED_{isa}=1" for isa in TIERS)]
+
+    def compile_one(source: tuple[Path, list[str]]) -> str:
+        path, flags = source
         target = folder / f"{'_'.join(path.relative_to(CSRC).with_suffix('').parts)}.o"
         done = _run([cc, *COMMON, *defines, *flags, "-c", str(path), "-o", str(target)])
         assert done.returncode == 0, done.stderr
-        objects.append(str(target))
+        return str(target)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sources))
     library = folder / "libassay_emulated.so"
     done = _run([cc, "-shared", "-pthread", "-Wl,-Bsymbolic", "-o", str(library), *objects, "-lm"])
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,5 @@
-/* AVX-512 on a CPU that has only AVX2 and FMA: put this folder first on the include path and compile a kernel file of
- * the avx512vnni tier with the AVX2 flags. SIMDe's functions take the place of the compiler's 512-bit intrinsics; those
+/* AVX-512, AVX-VNNI and AMX on a CPU that has only AVX2 and FMA: put this folder first on the include path and compile a
+ * kernel file of one of those tiers with the AVX2 flags. SIMDe's functions take the place of the compiler's 512-bit intrinsics; those
  * that SIMDe 0.7.4 lacks are written here on 256-bit halves. An intrinsic that neither has does not compile: the
  * compiler's own refuses to be inlined without its target flag. For tests only; nothing here is fast. */
 #include_next <immintrin.h>
@@ -212,17 +212,20 @@ EMU_REDUCE(emu_reduce_max_ps, float, __m512, f, p > q ? p : q)
 EMU_REDUCE(emu_reduce_min_ps, float, __m512, f, p < q ? p : q)
 EMU_REDUCE(emu_reduce_add_pd, double, __m512d, d, p + q)
 EMU_REDUCE(emu_reduce_add_epi32, int32_t, __m512i, i32, (int32_t)((uint32_t)p + (uint32_t)q))
+EMU_REDUCE(emu_reduce_max_epi32, int32_t, __m512i, i32, p > q ? p : q)
 EMU_REDUCE(emu_reduce_add_epi64, int64_t, __m512i, i64, (int64_t)((uint64_t)p + (uint64_t)q))
 #undef _mm512_reduce_add_ps
 #undef _mm512_reduce_max_ps
 #undef _mm512_reduce_min_ps
 #undef _mm512_reduce_add_pd
+#undef _mm512_reduce_max_epi32
 #undef _mm512_reduce_add_epi32
 #undef _mm512_reduce_add_epi64
 #define _mm512_reduce_add_ps(a) emu_reduce_add_ps(a)
 #define _mm512_reduce_max_ps(a) emu_reduce_max_ps(a)
 #define _mm512_reduce_min_ps(a) emu_reduce_min_ps(a)
 #define _mm512_reduce_add_pd(a) emu_reduce_add_pd(a)
+#define _mm512_reduce_max_epi32(a) emu_reduce_max_epi32(a)
 #define _mm512_reduce_add_epi32(a) emu_reduce_add_epi32(a)
 #define _mm512_reduce_add_epi64(a) emu_reduce_add_epi64(a)
 
@@ -231,5 +234,21 @@ EMU_REDUCE(emu_reduce_add_epi64, int64_t, __m512i, i64, (int64_t)((uint64_t)p + 
 #define _mm512_stream_si512(at, a) emu_mask_storeu(at, ~(uint64_t)0, a, 1)
 #undef _kortestz_mask16_u8
 #define _kortestz_mask16_u8(a, b) ((unsigned char)(((__mmask16)(a) | (__mmask16)(b)) == 0))
+
+/* ---- AVX-VNNI: four products of unsigned and signed bytes to an int32 lane, wrapping ---- */
+EMU __m256i emu_dpbusd_256(__m256i sum, __m256i u, __m256i s) {
+    union {
+        __m256i si;
+        uint32_t u32[8];
+        uint8_t u8[32];
+        int8_t i8[32];
+    } r = {.si = sum}, x = {.si = u}, y = {.si = s};
+    for (int i = 0; i < 32; i++) r.u32[i / 4] += (uint32_t)(x.u8[i] * y.i8[i]);
+    return r.si;
+}
+#undef _mm256_dpbusd_avx_epi32
+#define _mm256_dpbusd_avx_epi32(sum, u, s) emu_dpbusd_256(sum, u, s)
+
+#include "amx.h"
 
 #endif

@@ -127,13 +127,6 @@ void assay_int4_prepare_avx2(const assay_gemm_args *p, int64_t begin, int64_t en
 
 /* ---- one row block against one tile ------------------------------------------------------------------ */
 
-/* int32 zero points of columns 8 v .. 8 v + 7. */
-INLINE __m256i zero_of(const uint8_t *zeros, int v) {
-    const __m128i both = _mm_loadl_epi64((const __m128i *)(zeros + v % 2 * 8));
-    const __m256i z = _mm256_cvtepu8_epi32(both);
-    return v < 2 ? _mm256_and_si256(z, _mm256_set1_epi32(15)) : _mm256_srli_epi32(z, 4);
-}
-
 /* 32 k of 16 columns (one half) against `rows` rows: int32 sums, in `wide`, of columns 8 v.. in wide[2 r + v]. */
 INLINE void dot32(const uint8_t *lines, const int32_t *a, int rows, int64_t ahead, __m256i *wide) {
     const __m256i nibble = _mm256_set1_epi8(15);
@@ -167,13 +160,13 @@ INLINE void dot32(const uint8_t *lines, const int32_t *a, int rows, int64_t ahea
     for (int i = 0; i < 2 * rows; i++) wide[i] = _mm256_madd_epi16(acc[i], ones);
 }
 
-INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, int64_t ahead, int halves) {
+INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows) {
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
     const int32_t *a = (const int32_t *)((const int8_t *)p->values + row0 * l->k_padded);
     const float *scale = p->scale + row0 * l->groups;
     const int32_t *comp = p->comp + row0 * l->groups;
-    const int64_t reach[2] = {halves & 1 ? ahead : 0, halves & 2 ? ahead : 0};
+    const int64_t *far = ahead->line; /* one for each half of the columns */
     __m256 f[4 * MR8];
     for (int i = 0; i < 4 * rows; i++) f[i] = _mm256_setzero_ps();
     for (int64_t g = 0; g < l->groups; g++, scale += rows, comp += rows) {
@@ -181,13 +174,13 @@ INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, 
         /* Both halves of 32 k before the next 32 k: the stream is read in order. */
         __m256i sum[2][2 * MR8];
         for (int h = 0; h < 2; h++) {
-            if (reach[h]) prefetch_terms(l, tile, g, h, reach[h]);
-            dot32(block + ASSAY_SCALE_BYTES + 64 * h, a, rows, reach[h], sum[h]);
+            if (far[h]) prefetch_terms(l, tile, g, h, far[h]);
+            dot32(block + ASSAY_SCALE_BYTES + 64 * h, a, rows, far[h], sum[h]);
         }
         for (int64_t k = 32; k < l->group_padded; k += 32)
             for (int h = 0; h < 2; h++) {
                 __m256i more[2 * MR8];
-                dot32(block + ASSAY_SCALE_BYTES + 64 * h + k / 32 * ASSAY_LINES32, a + k / 4 * rows, rows, reach[h], more);
+                dot32(block + ASSAY_SCALE_BYTES + 64 * h + k / 32 * ASSAY_LINES32, a + k / 4 * rows, rows, far[h], more);
                 for (int i = 0; i < 2 * rows; i++) sum[h][i] = _mm256_add_epi32(sum[h][i], more[i]);
             }
         for (int v = 0; v < 4; v++) {
@@ -205,7 +198,7 @@ INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, 
     store_rows(p, f, t, row0, rows);
 }
 
-INLINE void block16(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, int64_t ahead, int halves) {
+INLINE void block16(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows) {
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
     const float *x = (const float *)p->values + row0 * l->k_padded;
@@ -220,8 +213,8 @@ INLINE void block16(const assay_gemm_args *p, int64_t t, int64_t row0, int rows,
         const uint8_t *block = tile + assay_w4_block_offset(l, g);
         for (int h = 0; h < 2; h++) {
             const uint8_t *lines = block + ASSAY_SCALE_BYTES + 64 * h;
-            const int64_t reach = halves >> h & 1 ? ahead : 0;
-            if (reach) prefetch_terms(l, tile, g, h, reach);
+            const int64_t far = ahead->line[h];
+            if (far) prefetch_terms(l, tile, g, h, far);
             __m256 part[2 * MR16];
             for (int v = 0; v < 2; v++) {
                 const __m256 z = l->symmetric ? _mm256_set1_ps(8)
@@ -231,7 +224,7 @@ INLINE void block16(const assay_gemm_args *p, int64_t t, int64_t row0, int rows,
             }
             const float *xk = x;
             for (int64_t step = 0; step < l->group_padded / 8; step++, lines += 128) {
-                if (reach) prefetch(lines + reach);
+                if (far) prefetch(lines + far);
                 for (int high = 0; high < 2; high++) {
                     __m256i w0 = _mm256_load_si256((const __m256i *)lines);
                     __m256i w1 = _mm256_load_si256((const __m256i *)(lines + 32));
@@ -266,12 +259,12 @@ ROWS(block16, 1) ROWS(block16, 2) ROWS(block16, 3) ROWS(block16, 4)
 
 static void w4a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
     static const block_fn blocks[MR8] = {block8_1, block8_2, block8_3, block8_4, block8_5, block8_6};
-    tiles(p, begin, end, blocks);
+    tiles(p, begin, end, blocks, 2);
 }
 
 static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) {
     static const block_fn blocks[MR16] = {block16_1, block16_2, block16_3, block16_4};
-    tiles(p, begin, end, blocks);
+    tiles(p, begin, end, blocks, 2);
 }
 
-const assay_int4_gemm_kernel assay_int4_gemm_avx2 = {MR8, MR16, assay_int4_prepare_avx2, w4a8, w4a16};
+const assay_int4_gemm_kernel assay_int4_gemm_avx2 = {MR8, MR16, MR8, assay_int4_prepare_avx2, w4a8, w4a16};

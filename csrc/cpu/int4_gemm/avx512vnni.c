@@ -11,9 +11,9 @@
  * once a group: four vector ops per 64 bytes.
  * w4a16. A right shift and vpermps over the table 0..15 turn a nibble into a float (vpermps reads only the low four bits
  * of an index), then an FMA a row. */
-#include "../gemm_avx512.h"
+#include "../gemm_prepare_avx512.h"
 
-enum { MR8 = 6, MR16 = 8 };
+enum { MR8 = 6, ALONE8 = 8, MR16 = 8, MOST_TOGETHER = 4 };
 
 /* int32 zero points of columns 16 h .. 16 h + 15. */
 INLINE __m512i zero_of(const uint8_t *zeros, int h) {
@@ -22,56 +22,75 @@ INLINE __m512i zero_of(const uint8_t *zeros, int h) {
 }
 
 /* Where a group's integer sums start: at the zero point's correction. */
-INLINE __m512i start_of(const assay_w4_layout *l, const uint8_t *zeros, int h, int32_t comp) {
-    if (l->symmetric) return _mm512_set1_epi32(comp);
+INLINE __m512i start_of(const assay_w4_layout *l, int symmetric, const uint8_t *zeros, int h, int32_t comp) {
+    if (symmetric) return _mm512_set1_epi32(comp);
     if (l->group_padded <= 256)
         return _mm512_dpwssd_epi32(_mm512_setzero_si512(), zero_of(zeros, h), _mm512_set1_epi32(comp & 0xffff));
     return _mm512_mullo_epi32(zero_of(zeros, h), _mm512_set1_epi32(comp));
 }
 
-INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, int64_t ahead, int halves) {
-    const assay_w4_layout *l = &p->l;
-    const uint8_t *tile = p->packed + t * l->tile_bytes;
-    const int32_t *a = (const int32_t *)((const int8_t *)p->values + row0 * l->k_padded);
-    const float *scale = p->scale + row0 * l->groups;
-    const int32_t *comp = p->comp + row0 * l->groups;
+INLINE void step8(__m512i *acc, const uint8_t *at, const int32_t *a, const int rows, const int64_t *ahead, const int reload) {
     const __m512i nibble = _mm512_set1_epi8(15);
-    __m512 f[2 * MR8];
+    prefetch(at + ahead[0]);
+    prefetch(at + 64 + ahead[1]);
+    __m512i w0 = _mm512_and_si512(line(at), nibble), w1 = _mm512_and_si512(line(at + 64), nibble);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+        const __m512i x = _mm512_set1_epi32(a[r]);
+        acc[2 * r] = _mm512_dpbusd_epi32(acc[2 * r], w0, x);
+        acc[2 * r + 1] = _mm512_dpbusd_epi32(acc[2 * r + 1], w1, x);
+    }
+    if (reload) __asm__ volatile("" ::: "memory");
+    w0 = _mm512_and_si512(_mm512_srli_epi32(line(at), 4), nibble);
+    w1 = _mm512_and_si512(_mm512_srli_epi32(line(at + 64), 4), nibble);
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++) {
+        const __m512i x = _mm512_set1_epi32(a[rows + r]);
+        acc[2 * r] = _mm512_dpbusd_epi32(acc[2 * r], w0, x);
+        acc[2 * r + 1] = _mm512_dpbusd_epi32(acc[2 * r + 1], w1, x);
+    }
+}
+
+INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows,
+                   const int group, const int symmetric) {
+    const assay_w4_layout *l = &p->l;
+    const int64_t count = group ? group / 32 : l->group_padded / 32, groups = l->groups;
+    const uint8_t *at = p->packed + t * l->tile_bytes;
+    const int32_t *a = (const int32_t *)((const int8_t *)p->values + row0 * l->k_padded);
+    const float *scale = p->scale + row0 * groups;
+    const int32_t *comp = p->comp + row0 * groups;
+    const uint8_t *zeros = at;
+    __m512 f[2 * ALONE8];
+    expect_rows(p, t, row0, rows);
+#pragma GCC unroll 32
     for (int i = 0; i < 2 * rows; i++) f[i] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < l->groups; g++, scale += rows, comp += rows) {
-        const uint8_t *block = tile + assay_w4_block_offset(l, g);
-        const uint8_t *zeros = tile + assay_w4_zero_offset(l, g);
-        const uint8_t *at = block + ASSAY_SCALE_BYTES;
-        const int64_t reach[2] = {halves & 1 ? ahead : 0, halves & 2 ? ahead : 0};
-        for (int h = 0; h < 2; h++)
-            if (reach[h]) prefetch_terms(l, tile, g, h, reach[h]);
-        __m512i acc[2 * MR8];
-        for (int r = 0; r < rows; r++)
-            for (int h = 0; h < 2; h++) acc[2 * r + h] = start_of(l, zeros, h, comp[r]);
-        for (int64_t step = 0; step < l->group_padded / 8; step++, at += 128, a += 2 * rows) {
-            if (reach[0]) prefetch(at + reach[0]);
-            if (reach[1]) prefetch(at + 64 + reach[1]);
-            __m512i w0 = _mm512_and_si512(line(at), nibble), w1 = _mm512_and_si512(line(at + 64), nibble);
-            for (int r = 0; r < rows; r++) {
-                const __m512i x = _mm512_set1_epi32(a[r]);
-                acc[2 * r] = _mm512_dpbusd_epi32(acc[2 * r], w0, x);
-                acc[2 * r + 1] = _mm512_dpbusd_epi32(acc[2 * r + 1], w1, x);
-            }
-            /* Load the line again for its high nibbles rather than keep four weight registers alive. */
-            __asm__ volatile("" ::: "memory");
-            w0 = _mm512_and_si512(_mm512_srli_epi32(line(at), 4), nibble);
-            w1 = _mm512_and_si512(_mm512_srli_epi32(line(at + 64), 4), nibble);
-            for (int r = 0; r < rows; r++) {
-                const __m512i x = _mm512_set1_epi32(a[rows + r]);
-                acc[2 * r] = _mm512_dpbusd_epi32(acc[2 * r], w0, x);
-                acc[2 * r + 1] = _mm512_dpbusd_epi32(acc[2 * r + 1], w1, x);
-            }
+    for (int64_t g = 0; g < groups; g++, scale += rows, comp += rows) {
+        if (!symmetric && g % 4 == 0) {
+            prefetch(at + ahead->line[1]);
+            zeros = at;
+            at += ASSAY_ZERO_BYTES;
         }
-        for (int h = 0; h < 2; h++) {
-            const __m512 ws = scale_of(block, h);
-            for (int r = 0; r < rows; r++)
-                f[2 * r + h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[2 * r + h]),
-                                               _mm512_mul_ps(ws, _mm512_set1_ps(scale[r])), f[2 * r + h]);
+        prefetch(at + ahead->line[0]);
+        const uint8_t *block = at;
+        at += ASSAY_SCALE_BYTES;
+        __m512i acc[2 * ALONE8];
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            acc[2 * r] = start_of(l, symmetric, zeros, 0, comp[r]);
+            acc[2 * r + 1] = start_of(l, symmetric, zeros, 1, comp[r]);
+        }
+        if (!symmetric) zeros += 16;
+#pragma GCC unroll 1
+        for (int64_t i = 0; i < count; i++)
+#pragma GCC unroll 4
+            for (int step = 0; step < 4; step++, at += 128, a += 2 * rows)
+                step8(acc, at, a, rows, ahead->line + 2 * step, group != 32);
+        const __m512 ws0 = scale_of(block, 0), ws1 = scale_of(block, 1);
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++) {
+            const __m512 s = _mm512_set1_ps(scale[r]);
+            f[2 * r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[2 * r]), _mm512_mul_ps(ws0, s), f[2 * r]);
+            f[2 * r + 1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[2 * r + 1]), _mm512_mul_ps(ws1, s), f[2 * r + 1]);
         }
     }
     store_rows(p, f, t, row0, rows);
@@ -80,111 +99,165 @@ INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, 
 /* For one or two rows, and groups short enough (65536) that sums of 16 q stay inside int32. */
 enum { STREAM_GROUP = 65536 };
 
-INLINE void stream8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows) {
+INLINE void stream8(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows,
+                    const int group, const int symmetric) {
     const assay_w4_layout *l = &p->l;
-    const uint8_t *tile = p->packed + t * l->tile_bytes;
+    const int64_t count = group ? group / 32 : l->group_padded / 32, groups = l->groups;
+    const uint8_t *at = p->packed + t * l->tile_bytes;
     const int32_t *a = (const int32_t *)((const int8_t *)p->values + row0 * l->k_padded);
-    const float *scale = p->scale + row0 * l->groups;
-    const int32_t *comp = p->comp + row0 * l->groups;
+    const float *scale = p->scale + row0 * groups;
+    const int32_t *comp = p->comp + row0 * groups;
+    const uint8_t *zeros = at;
     const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8((char)0xf0);
     __m512 f[4];
+#pragma GCC unroll 4
     for (int i = 0; i < 2 * rows; i++) f[i] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < l->groups; g++, scale += rows, comp += rows) {
-        const uint8_t *block = tile + assay_w4_block_offset(l, g);
-        const uint8_t *zeros = tile + assay_w4_zero_offset(l, g);
-        const uint8_t *at = block + ASSAY_SCALE_BYTES;
+    for (int64_t g = 0; g < groups; g++, scale += rows, comp += rows) {
+        if (!symmetric && g % 4 == 0) {
+            prefetch(at + ahead->line[1]);
+            zeros = at;
+            at += ASSAY_ZERO_BYTES;
+        }
+        prefetch(at + ahead->line[0]);
+        const uint8_t *block = at;
+        at += ASSAY_SCALE_BYTES;
         __m512i acc[4], acc16[4];
-        for (int r = 0; r < rows; r++)
-            for (int h = 0; h < 2; h++) {
-                acc[2 * r + h] = start_of(l, zeros, h, comp[r]);
-                acc16[2 * r + h] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+        for (int i = 0; i < 2 * rows; i++) {
+            acc[i] = start_of(l, symmetric, zeros, i % 2, comp[i / 2]);
+            acc16[i] = _mm512_setzero_si512();
+        }
+        if (!symmetric) zeros += 16;
+#pragma GCC unroll 4
+        for (int64_t step = 0; step < 4 * count; step++, at += 128, a += 2 * rows) {
+            prefetch(at + ahead->line[0]);
+            prefetch(at + 64 + ahead->line[1]);
+#pragma GCC unroll 4
+            for (int i = 0; i < 2 * rows; i++) {
+                const __m512i w = line(at + i % 2 * 64);
+                acc[i] = _mm512_dpbusd_epi32(acc[i], _mm512_and_si512(w, low), _mm512_set1_epi32(a[i / 2]));
+                acc16[i] = _mm512_dpbusd_epi32(acc16[i], _mm512_and_si512(w, high), _mm512_set1_epi32(a[rows + i / 2]));
             }
-        for (int64_t step = 0; step < l->group_padded / 8; step++, at += 128, a += 2 * rows)
-            for (int h = 0; h < 2; h++) {
-                const __m512i w = line(at + 64 * h);
-                const __m512i w_low = _mm512_and_si512(w, low), w_high = _mm512_and_si512(w, high);
-                for (int r = 0; r < rows; r++) {
-                    acc[2 * r + h] = _mm512_dpbusd_epi32(acc[2 * r + h], w_low, _mm512_set1_epi32(a[r]));
-                    acc16[2 * r + h] = _mm512_dpbusd_epi32(acc16[2 * r + h], w_high, _mm512_set1_epi32(a[rows + r]));
-                }
-            }
-        for (int h = 0; h < 2; h++) {
-            const __m512 ws = scale_of(block, h);
-            for (int r = 0; r < rows; r++) {
-                const __m512i sum = _mm512_add_epi32(acc[2 * r + h], _mm512_srai_epi32(acc16[2 * r + h], 4));
-                f[2 * r + h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum),
-                                               _mm512_mul_ps(ws, _mm512_set1_ps(scale[r])), f[2 * r + h]);
-            }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 2 * rows; i++) {
+            const __m512i sum = _mm512_add_epi32(acc[i], _mm512_srai_epi32(acc16[i], 4));
+            const __m512 s = _mm512_mul_ps(scale_of(block, i % 2), _mm512_set1_ps(scale[i / 2]));
+            f[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), s, f[i]);
         }
     }
     store_rows(p, f, t, row0, rows);
 }
 
-INLINE void block16(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, int64_t ahead, int halves) {
+/* `together` groups from g on, each with sums of its own: at one or two rows a single group's chain of FMAs would wait for its
+ * own latency. */
+INLINE void groups16(const assay_gemm_args *p, const uint8_t *tile, const float *x, const float *xsum, __m512 *f, int64_t g,
+                     const reach *ahead, const int rows, const int together) {
+    const assay_w4_layout *l = &p->l;
+    const __m512 table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const uint8_t *at[MOST_TOGETHER];
+    __m512 part[2 * MR16];
+#pragma GCC unroll 4
+    for (int i = 0; i < together; i++) {
+        const uint8_t *block = tile + assay_w4_block_offset(l, g + i);
+        at[i] = block + ASSAY_SCALE_BYTES;
+        prefetch(block + ahead->line[0]);
+        if (!l->symmetric && (g + i) % 4 == 0) prefetch(tile + assay_w4_zero_offset(l, g + i) + ahead->line[1]);
+#pragma GCC unroll 16
+        for (int j = 0; j < 2 * rows; j++) {
+            const __m512 z = l->symmetric ? _mm512_set1_ps(8)
+                                          : _mm512_cvtepi32_ps(zero_of(tile + assay_w4_zero_offset(l, g + i), j % 2));
+            part[2 * rows * i + j] = _mm512_mul_ps(_mm512_sub_ps(_mm512_setzero_ps(), z), _mm512_set1_ps(xsum[i * rows + j / 2]));
+        }
+    }
+    for (int64_t k = 0; k < l->group_padded; k += 32)
+#pragma GCC unroll 1
+        for (int step = 0; step < 4; step++) {
+#pragma GCC unroll 4
+            for (int i = 0; i < together; i++) {
+                prefetch(at[i] + ahead->line[2 * step]);
+                prefetch(at[i] + 64 + ahead->line[2 * step + 1]);
+            }
+#pragma GCC unroll 8
+            for (int b = 0; b < 8; b++) {
+                const unsigned shift = (unsigned)(b % 4 * 8 + b / 4 * 4);
+#pragma GCC unroll 4
+                for (int i = 0; i < together; i++) {
+                    const __m512 q0 = _mm512_permutexvar_ps(_mm512_srli_epi32(line(at[i]), shift), table);
+                    const __m512 q1 = _mm512_permutexvar_ps(_mm512_srli_epi32(line(at[i] + 64), shift), table);
+                    __m512 *own = part + 2 * rows * i;
+#pragma GCC unroll 8
+                    for (int r = 0; r < rows; r++) {
+                        const __m512 xr = _mm512_set1_ps(x[(i * l->group_padded + k + 8 * step + b) * rows + r]);
+                        own[2 * r] = _mm512_fmadd_ps(xr, q0, own[2 * r]);
+                        own[2 * r + 1] = _mm512_fmadd_ps(xr, q1, own[2 * r + 1]);
+                    }
+                }
+            }
+#pragma GCC unroll 4
+            for (int i = 0; i < together; i++) at[i] += 128;
+        }
+#pragma GCC unroll 4
+    for (int i = 0; i < together; i++) {
+        const uint8_t *block = tile + assay_w4_block_offset(l, g + i);
+#pragma GCC unroll 16
+        for (int j = 0; j < 2 * rows; j++) f[j] = _mm512_fmadd_ps(part[2 * rows * i + j], scale_of(block, j % 2), f[j]);
+    }
+}
+
+INLINE void block16(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows) {
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
     const float *x = (const float *)p->values + row0 * l->k_padded;
     const float *xsum = p->scale + row0 * l->groups;
-    const __m512 table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const int together = rows <= 2 ? 4 : rows == 3 ? 2 : 1;
     __m512 f[2 * MR16];
+    expect_rows(p, t, row0, rows);
+#pragma GCC unroll 16
     for (int i = 0; i < 2 * rows; i++) f[i] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < l->groups; g++, xsum += rows) {
-        const uint8_t *block = tile + assay_w4_block_offset(l, g);
-        const uint8_t *at = block + ASSAY_SCALE_BYTES;
-        const int64_t reach[2] = {halves & 1 ? ahead : 0, halves & 2 ? ahead : 0};
-        for (int h = 0; h < 2; h++)
-            if (reach[h]) prefetch_terms(l, tile, g, h, reach[h]);
-        __m512 part[2 * MR16];
-        for (int h = 0; h < 2; h++) {
-            const __m512 z = l->symmetric ? _mm512_set1_ps(8)
-                                          : _mm512_cvtepi32_ps(zero_of(tile + assay_w4_zero_offset(l, g), h));
-            const __m512 minus_z = _mm512_castsi512_ps(
-                _mm512_xor_si512(_mm512_castps_si512(z), _mm512_set1_epi32((int32_t)0x80000000)));
-            for (int r = 0; r < rows; r++) part[2 * r + h] = _mm512_mul_ps(minus_z, _mm512_set1_ps(xsum[r]));
-        }
-        for (int64_t step = 0; step < l->group_padded / 8; step++, at += 128) {
-            if (reach[0]) prefetch(at + reach[0]);
-            if (reach[1]) prefetch(at + 64 + reach[1]);
-            for (int i = 0; i < 8; i++, x += rows) {
-                const unsigned shift = (unsigned)(i % 4 * 8 + i / 4 * 4);
-                const __m512 q0 = _mm512_permutexvar_ps(_mm512_srli_epi32(line(at), shift), table);
-                const __m512 q1 = _mm512_permutexvar_ps(_mm512_srli_epi32(line(at + 64), shift), table);
-                for (int r = 0; r < rows; r++) {
-                    const __m512 xr = _mm512_set1_ps(x[r]);
-                    part[2 * r] = _mm512_fmadd_ps(xr, q0, part[2 * r]);
-                    part[2 * r + 1] = _mm512_fmadd_ps(xr, q1, part[2 * r + 1]);
-                }
-            }
-        }
-        for (int h = 0; h < 2; h++) {
-            const __m512 ws = scale_of(block, h);
-            for (int r = 0; r < rows; r++) f[2 * r + h] = _mm512_fmadd_ps(part[2 * r + h], ws, f[2 * r + h]);
-        }
-    }
+    int64_t g = 0;
+    for (; g + together <= l->groups; g += together)
+        groups16(p, tile, x + g * l->group_padded * rows, xsum + g * rows, f, g, ahead, rows, together);
+    for (; together > 1 && g < l->groups; g++)
+        groups16(p, tile, x + g * l->group_padded * rows, xsum + g * rows, f, g, ahead, rows, 1);
     store_rows(p, f, t, row0, rows);
 }
 
-ROWS(block8, 1) ROWS(block8, 2) ROWS(block8, 3) ROWS(block8, 4) ROWS(block8, 5) ROWS(block8, 6)
+/* One function for each row count, common group and kind of zero point: each gets registers of its own. */
+#define KIND(name, body, r)                                                                                             \
+    BLOCK(name##_##r##_32s, body, r, 32, 1)                                                                              \
+    BLOCK(name##_##r##_32, body, r, 32, 0)                                                                               \
+    BLOCK(name##_##r##_128s, body, r, 128, 1)                                                                            \
+    BLOCK(name##_##r##_128, body, r, 128, 0)                                                                             \
+    BLOCK(name##_##r##_s, body, r, 0, 1)                                                                                \
+    BLOCK(name##_##r##_, body, r, 0, 0)
+KIND(stream8, stream8, 1) KIND(stream8, stream8, 2)
+KIND(block8, block8, 1) KIND(block8, block8, 2) KIND(block8, block8, 3) KIND(block8, block8, 4)
+KIND(block8, block8, 5) KIND(block8, block8, 6) KIND(block8, block8, 7) KIND(block8, block8, 8)
+
 ROWS(block16, 1) ROWS(block16, 2) ROWS(block16, 3) ROWS(block16, 4)
 ROWS(block16, 5) ROWS(block16, 6) ROWS(block16, 7) ROWS(block16, 8)
 
-#define STREAM(r)                                                                                                    \
-    KERNEL void stream8_##r(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t ahead, int halves) { \
-        (void)ahead, (void)halves;                                                                                  \
-        stream8(p, t, row0, r);                                                                                      \
-    }
-STREAM(1) STREAM(2)
+#define TABLE(first, second, kind)                                                                                      \
+    {first##_1##kind,   second##_2##kind, block8_3##kind, block8_4##kind,                                               \
+     block8_5##kind, block8_6##kind, block8_7##kind, block8_8##kind}
 
 static void w4a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
-    static const block_fn streams[2] = {stream8_1, stream8_2};
-    static const block_fn blocks[MR8] = {block8_1, block8_2, block8_3, block8_4, block8_5, block8_6};
-    tiles(p, begin, end, p->m <= 2 && p->l.group_padded <= STREAM_GROUP ? streams : blocks);
+    static const block_fn blocks[2][3][2][ALONE8] = {
+        {{TABLE(block8, block8, _32), TABLE(block8, block8, _32s)},
+         {TABLE(block8, block8, _128), TABLE(block8, block8, _128s)},
+         {TABLE(block8, block8, _), TABLE(block8, block8, _s)}},
+        {{TABLE(stream8, stream8, _32), TABLE(stream8, stream8, _32s)},
+         {TABLE(stream8, stream8, _128), TABLE(stream8, stream8, _128s)},
+         {TABLE(stream8, stream8, _), TABLE(stream8, stream8, _s)}}};
+    const int64_t group = p->l.group_padded;
+    tiles(p, begin, end, blocks[group <= STREAM_GROUP][group == 32 ? 0 : group == 128 ? 1 : 2][p->l.symmetric], 8);
 }
 
 static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) {
     static const block_fn blocks[MR16] = {block16_1, block16_2, block16_3, block16_4,
                                           block16_5, block16_6, block16_7, block16_8};
-    tiles(p, begin, end, blocks);
+    tiles(p, begin, end, blocks, 8);
 }
 
-const assay_int4_gemm_kernel assay_int4_gemm_avx512vnni = {MR8, MR16, assay_int4_prepare_avx2, w4a8, w4a16};
+const assay_int4_gemm_kernel assay_int4_gemm_avx512vnni = {MR8, MR16, ALONE8, prepare, w4a8, w4a16};

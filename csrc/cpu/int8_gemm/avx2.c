@@ -31,25 +31,25 @@ INLINE void dot32(const uint8_t *lines, const int32_t *a, int rows, int64_t ahea
         wide[r] = _mm256_add_epi32(_mm256_madd_epi16(low[r], one), _mm256_madd_epi16(high[r], sixteen));
 }
 
-INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int rows, int64_t ahead, int halves) {
+INLINE void block8(const assay_gemm_args *p, int64_t t, int64_t row0, const reach *ahead, const int rows) {
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
     const int32_t *a = (const int32_t *)((const int8_t *)p->values + row0 * l->k_padded);
     const float *scale = p->scale + row0 * l->groups;
     const int32_t *comp = p->comp + row0 * l->groups;
-    const int64_t reach[2] = {halves & 1 ? ahead : 0, halves & 2 ? ahead : 0};
+    const int64_t *far = ahead->line; /* one for each half of the columns */
     __m256 f[4 * MR8];
     for (int i = 0; i < 4 * rows; i++) f[i] = _mm256_setzero_ps();
     for (int64_t g = 0; g < l->groups; g++, scale += rows, comp += rows) {
         const uint8_t *block = tile + assay_w4_block_offset(l, g);
-        if (reach[0]) prefetch_terms(l, tile, g, 0, reach[0]);
+        if (far[0]) prefetch_terms(l, tile, g, 0, far[0]);
         __m256i sum[4][MR8];
         for (int64_t k = 0; k < l->group_padded; k += 32)
             for (int v = 0; v < 4; v++) {
                 __m256i more[MR8];
                 /* Two quarters share a line: the even one asks for it. */
                 dot32(block + ASSAY_SCALE_BYTES + k / 32 * ASSAY_BYTE_LINES32 + 32 * v, a + k / 4 * rows, rows,
-                      v % 2 ? 0 : reach[v / 2], more);
+                      v % 2 ? 0 : far[v / 2], more);
                 for (int r = 0; r < rows; r++) sum[v][r] = k ? _mm256_add_epi32(sum[v][r], more[r]) : more[r];
             }
         for (int v = 0; v < 4; v++) {
@@ -68,7 +68,7 @@ ROWS(block8, 1) ROWS(block8, 2) ROWS(block8, 3) ROWS(block8, 4) ROWS(block8, 5) 
 
 static void w8a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
     static const block_fn blocks[MR8] = {block8_1, block8_2, block8_3, block8_4, block8_5, block8_6};
-    tiles(p, begin, end, blocks);
+    tiles(p, begin, end, blocks, 2);
 }
 
-const assay_int8_gemm_kernel assay_int8_gemm_avx2 = {MR8, w8a8};
+const assay_int8_gemm_kernel assay_int8_gemm_avx2 = {MR8, MR8, w8a8};

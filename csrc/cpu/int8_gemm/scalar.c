@@ -21,4 +21,4 @@ static void column(const assay_gemm_args *p, const uint8_t *tile, int64_t j, int
 
 static void w8a8(const assay_gemm_args *p, int64_t begin, int64_t end) { walk(p, begin, end, column); }
 
-const assay_int8_gemm_kernel assay_int8_gemm_scalar = {MR, w8a8};
+const assay_int8_gemm_kernel assay_int8_gemm_scalar = {MR, MR, w8a8};

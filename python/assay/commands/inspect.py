@@ -1,9 +1,10 @@
-"""``assay inspect``: what a GGUF file holds, and with ``--error`` what INT4 would cost its matrices in accuracy."""
+"""``assay inspect``: what a model file holds and runs as, and with ``--error`` what INT4 would cost a GGUF's matrices."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from assay.formats.checkpoint import Checkpoint
     from assay.formats.gguf import GGUFFile, GGUFTensor
     from assay.model import ModelSpec
 
@@ -16,7 +17,7 @@ DEFAULT_ROWS = 4096
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("file", metavar="FILE", help="a GGUF file")
+    parser.add_argument("file", metavar="FILE", help="a GGUF or .safetensors file, an index of shards, or a folder")
     parser.add_argument(
         "--error",
         action="store_true",
@@ -34,14 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report."""
-    from assay.formats.gguf import open_gguf
+    from assay.formats.checkpoint import open_checkpoint
+    from assay.formats.gguf import GGUFFile
 
     if args.rows < 1:
         raise ValueError(f"--rows: expected 1 or more, got {args.rows}")
-    with open_gguf(args.file) as file:
-        report = collect(file)
+    with open_checkpoint(args.file) as checkpoint:
+        report = collect(checkpoint)
         if args.error:
-            report["error"] = error_report(file, args.rows, show_progress=None)
+            if not isinstance(checkpoint.file, GGUFFile):
+                raise ValueError(f"--error: expected a GGUF file, got {checkpoint.kind}")
+            report["error"] = error_report(checkpoint.file, args.rows, show_progress=None)
     print(_text(report, args.output), end="" if args.output == "csv" else "\n")
     return 0
 
@@ -49,35 +53,49 @@ def run(args: argparse.Namespace) -> int:
 # ---- what the file holds -------------------------------------------------------------------------------------------
 
 
-def collect(file: "GGUFFile") -> dict[str, Any]:
+def collect(checkpoint: "Checkpoint") -> dict[str, Any]:
     """The file, its model (or why it describes none), and its tensors by type, most bytes first."""
     from assay.errors import FormatError
-    from assay.formats.gguf import model_spec
+    from assay.formats.checkpoint import PLAIN, RUN_BITS
+    from assay.formats.gguf import GGUFFile, model_spec
+    from assay.formats.hf import spec_from_config
 
+    file = checkpoint.file
+    tensors = checkpoint.tensors.values()
     report: dict[str, Any] = {
         "schema": "assay-inspect",
         "schema_version": SCHEMA_VERSION,
-        "file": str(file.path),
-        "size_bytes": file.size_bytes,
-        "gguf_version": file.version,
+        "file": str(checkpoint.path),
+        "kind": checkpoint.kind,
+        "size_bytes": file.size_bytes if isinstance(file, GGUFFile) else sum(t.nbytes for t in tensors),
+        "gguf_version": file.version if isinstance(file, GGUFFile) else None,
         "model": None,
         "model_problem": None,
         "types": [],
     }
     try:
-        report["model"] = _model(model_spec(file))
+        if isinstance(file, GGUFFile):
+            report["model"] = _model(model_spec(file))
+        elif checkpoint.config.get("model_type"):
+            report["model"] = _model(spec_from_config(checkpoint.config, checkpoint.path.name, str(checkpoint.path)))
+        else:
+            report["model_problem"] = f"{checkpoint.path}: expected a config.json with model_type beside it"
     except FormatError as exc:  # a tokenizer, an adapter or a vision tower can be inspected all the same
         report["model_problem"] = str(exc)
-    by_type: dict[str, dict[str, Any]] = {}
-    for t in file.tensors.values():
-        row = by_type.setdefault(t.type_name, {"type": t.type_name, "tensors": 0, "params": 0, "bytes": 0})
+    by_type: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for t in tensors:
+        form = t.form or (t.stored if t.stored in PLAIN else None)
+        row = by_type.setdefault(
+            (t.stored, form), {"type": t.stored, "runs_as": form, "tensors": 0, "params": 0, "bytes": 0}
+        )
         row["tensors"] += 1
         row["params"] += t.num_params
         row["bytes"] += t.nbytes
     whole = sum(row["bytes"] for row in by_type.values())
     for row in by_type.values():
-        row["bits_per_weight"] = 8 * row["bytes"] / row["params"]
-        row["share"] = row["bytes"] / whole
+        row["bits_per_weight"] = 8 * row["bytes"] / max(row["params"], 1)
+        row["run_bits_per_weight"] = RUN_BITS.get(row["type"])
+        row["share"] = row["bytes"] / max(whole, 1)
     report["types"] = sorted(by_type.values(), key=lambda row: -row["bytes"])
     return report
 
@@ -252,6 +270,8 @@ def _text(report: dict[str, Any], fmt: str) -> str:
         column("params", "parameters", count, "right"),
         column("bytes", "bytes", count, "right"),
         column("bits_per_weight", "bits/weight", "{:.2f}".format, "right"),
+        column("runs_as", "runs as"),
+        column("run_bits_per_weight", "bits as run", "{:.2f}".format, "right"),
         column("share", "of bytes", table.percent, "right"),
     ]
     roles = [
@@ -289,7 +309,8 @@ def _safe(text: str) -> str:
 
 
 def _headline(report: dict[str, Any], size: Any) -> str:
-    lines = [f"{_safe(report['file'])}: GGUF v{report['gguf_version']}, {size(report['size_bytes'])}"]
+    kind = f"GGUF v{report['gguf_version']}" if report["gguf_version"] else report["kind"]
+    lines = [f"{_safe(report['file'])}: {kind}, {size(report['size_bytes'])}"]
     m = report["model"]
     if m is None:
         return "\n".join([*lines, f"no model: {_safe(report['model_problem'])}"])

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import FormatError
 
-__all__ = ["GGML_TYPES", "SUPPORTED", "GGMLType", "dequantize_rows"]
+__all__ = ["GGML_TYPES", "IQ4_VALUES", "MXFP4_VALUES", "SUPPORTED", "GGMLType", "dequantize_rows"]
 
 
 class GGMLType(NamedTuple):
@@ -61,6 +61,11 @@ GGML_TYPES: dict[int, GGMLType] = {
 }
 
 _BY_NAME = {t.name: t for t in GGML_TYPES.values()}
+
+#: E2M1's sixteen values, doubled so that they are integers: of MXFP4 and NVFP4.
+MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+#: Of IQ4_NL and IQ4_XS.
+IQ4_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 # Weights handled at a time: a few temporaries of this many floats stay within a last-level cache, and memory bounded.
 _CHUNK = 1 << 18
@@ -150,6 +155,90 @@ def _q6_k(b: np.ndarray) -> np.ndarray:
     return (d * q.reshape(-1, 16, 16).astype(np.float32)).reshape(-1, 256)
 
 
+def e8m0_half(e: np.ndarray) -> np.ndarray:
+    """2^(e - 128) for exponents uint8, as float32: half of E8M0, for the doubled values; 2^127 for 255 (a NaN)."""
+    wide = e.astype(np.uint32)
+    low = np.uint32(0x00200000) << np.minimum(wide, 1)  # 2^-128 and 2^-127 are subnormal
+    return np.where(e < 2, low, (wide - np.uint32(1)) << np.uint32(23)).view(np.float32)
+
+
+def ue4m3_half(x: np.ndarray) -> np.ndarray:
+    """Half of the unsigned E4M3 numbers in uint8, as float32; the NaN 0x7f is 0, as ggml has it."""
+    exponent, mantissa = (x >> np.uint8(3) & np.uint8(15)).astype(np.int32), (x & np.uint8(7)).astype(np.float32)
+    normal = np.ldexp(mantissa / 8 + 1, exponent - 8)
+    value = np.where(exponent == 0, mantissa * np.float32(2**-10), normal)
+    return np.where(x == 127, np.float32(0), value).astype(np.float32)
+
+
+def iq4_xs_scales(b: np.ndarray) -> np.ndarray:
+    """``d * scale`` of the eight sub-blocks of IQ4_XS, float32 [n, 8]: 4 low bits in bytes 4-7, 2 high in bytes 2-3."""
+    high = np.ascontiguousarray(b[:, 2:4]).view("<u2") >> (2 * np.arange(8, dtype=np.uint16)) & np.uint16(3)
+    low = np.stack([b[:, 4:8] & np.uint8(15), b[:, 4:8] >> np.uint8(4)], axis=-1).reshape(-1, 8)
+    scale = (low | high.astype(np.uint8) << np.uint8(4)).view(np.int8) - np.int8(32)
+    return _f16(b, 0) * scale.astype(np.float32)
+
+
+def q2_k_scales(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``d * scale`` and ``dmin * min`` of the sixteen sub-blocks of Q2_K, float32 [n, 16], 4 bits each."""
+    return _f16(b, 80) * (b[:, :16] & np.uint8(15)).astype(np.float32), _f16(b, 82) * (b[:, :16] >> np.uint8(4)).astype(
+        np.float32
+    )
+
+
+def q2_codes(qs: np.ndarray) -> np.ndarray:
+    """Codes 0..3 [n, 256] of 64 bytes: of every 32 bytes bits 0-1 are the first 32 weights, 2-3 the next, and so on."""
+    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
+    return (qs.reshape(-1, 2, 1, 32) >> shifts & np.uint8(3)).reshape(-1, 256)
+
+
+def q3_k_scales(b: np.ndarray) -> np.ndarray:
+    """``d * scale`` of the sixteen sub-blocks of Q3_K, float32 [n, 16].
+
+    Twelve bytes hold sixteen 6-bit scales less 32: bytes 0-7 the low nibbles, of scales 0-7 low and of 8-15 high; byte
+    8 + i bits 2j and up the two high bits of scale 4j + i.
+    """
+    packed = b[:, 96:108]
+    low = np.concatenate([packed[:, :8] & np.uint8(15), packed[:, :8] >> np.uint8(4)], axis=1)
+    shifts = np.array([0, 2, 4, 6], np.uint8).reshape(1, 4, 1)
+    high = (packed[:, None, 8:] >> shifts & np.uint8(3)).reshape(-1, 16)
+    scale = (low | high << np.uint8(4)).view(np.int8) - np.int8(32)
+    return _f16(b, 108) * scale.astype(np.float32)
+
+
+def q3_codes(b: np.ndarray) -> np.ndarray:
+    """Codes -4..3 of Q3_K, int8 [n, 256]: two bits in bytes 32-95, less 4 where the bit in bytes 0-31 is not set."""
+    high = np.unpackbits(b[:, :32, None], axis=2, bitorder="little").transpose(0, 2, 1).reshape(-1, 256)
+    return q2_codes(b[:, 32:96]).view(np.int8) - ((high ^ np.uint8(1)) << np.uint8(2)).view(np.int8)
+
+
+def _q2_k(b: np.ndarray) -> np.ndarray:
+    d, m = q2_k_scales(b)
+    q = q2_codes(b[:, 16:80]).reshape(-1, 16, 16)
+    return (d[:, :, None] * q.astype(np.float32) - m[:, :, None]).reshape(-1, 256)
+
+
+def _q3_k(b: np.ndarray) -> np.ndarray:
+    return (q3_k_scales(b)[:, :, None] * q3_codes(b).reshape(-1, 16, 16).astype(np.float32)).reshape(-1, 256)
+
+
+def _iq4_nl(b: np.ndarray) -> np.ndarray:
+    return _f16(b, 0) * IQ4_VALUES[_halves(b[:, None, 2:])]
+
+
+def _iq4_xs(b: np.ndarray) -> np.ndarray:
+    values = IQ4_VALUES[_halves(b[:, 8:].reshape(-1, 8, 16)).reshape(-1, 8, 32)]
+    return (iq4_xs_scales(b)[:, :, None] * values).reshape(-1, 256)
+
+
+def _mxfp4(b: np.ndarray) -> np.ndarray:
+    return e8m0_half(b[:, :1]) * MXFP4_VALUES[_halves(b[:, None, 1:])]
+
+
+def _nvfp4(b: np.ndarray) -> np.ndarray:
+    values = MXFP4_VALUES[_halves(b[:, 4:].reshape(-1, 4, 8)).reshape(-1, 4, 16)]
+    return (ue4m3_half(b[:, :4])[:, :, None] * values).reshape(-1, 64)
+
+
 _DEQUANTIZERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "F32": _f32,
     "F16": _half,
@@ -159,9 +248,15 @@ _DEQUANTIZERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
     "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
+    "MXFP4": _mxfp4,
+    "NVFP4": _nvfp4,
 }
 
 #: Names of the types that `dequantize_rows` knows.

@@ -212,11 +212,13 @@ class GGUFFile:
             raise FormatError(f"{self.path}: version: expected {wanted}, got {self.version}")
         num_tensors = cur.count("tensor count", 8 + 1 + 4 + 8 + 4 + 8, _MAX_TENSORS, look_ahead=8)
         num_keys = cur.count("key count", 8 + 1 + 4 + 1, _MAX_KEYS)
+        keys_begin = cur.at
         for i in range(num_keys):
             key = cur.text(f"key {i}", _MAX_KEY_BYTES)
             if key in self.metadata:
                 raise FormatError(f"{self.path}: key {key[:120]!r}: expected once, got twice")
             self.metadata[key] = self._value(cur, f"key {key[:120]!r}")
+        self._keys = (keys_begin, cur.at)
         self.alignment = self._alignment()
         found: list[GGUFTensor] = []
         for i in range(num_tensors):
@@ -338,6 +340,11 @@ class GGUFFile:
         if tensor is None:
             raise FormatError(f"{self.path}: expected a tensor {name!r}, got {len(self.tensors)} others")
         return tensor
+
+    def raw_metadata(self) -> bytes:
+        """The keys and values as they are in the file."""
+        begin, end = self._keys
+        return self._map()[begin:end]
 
     def raw(self, name: str) -> np.ndarray:
         """The tensor's bytes as uint8 [num_rows, row_bytes], read-only, without a copy."""

@@ -48,6 +48,7 @@ __all__ = [
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # column of 8 that each nibble of a word holds
 _AWQ_NIBBLE = (0, 4, 1, 5, 2, 6, 3, 7)  # and back: nibble that holds each column
 _WORDS = ("int32", "uint32")
+_ONES = np.uint32(0x11111111)  # one in every nibble
 _BLOCK = 32  # weights of a GGML block
 
 
@@ -307,9 +308,10 @@ def from_gptq(
         Of the checkpoint's configuration; -1 for one group a row.
     version : {1, 2}
         ``checkpoint_format``: "gptq" is 1 (zero points stored less one), "gptq_v2" is 2.
-    zero_16 : {"wrap", "error"}
-        Version 1 stores both z = 0 and z = 16 as 15. "wrap" reads (stored + 1) & 15, nibble by nibble, as GPTQModel
-        and AutoGPTQ compute; "error" refuses such a checkpoint.
+    zero_16 : {"wrap", "carry", "error"}
+        Version 1 stores both z = 0 and z = 16 as 15. "wrap" reads (stored + 1) & 15, nibble by nibble, as AutoGPTQ
+        computes. "carry" adds 0x11111111 to the word, so that a stored 15 carries into the next nibble, as GPTQModel
+        reads what it wrote by subtracting the same. "error" refuses such a checkpoint.
     scales_dtype : str, optional
         "bfloat16" when `scales` is raw.
     name : str
@@ -322,8 +324,8 @@ def from_gptq(
     """
     if version not in (1, 2):
         raise ValueError(f"version: expected 1 or 2, got {version}")
-    if zero_16 not in ("wrap", "error"):
-        raise ValueError(f"zero_16: expected 'wrap' or 'error', got {zero_16!r}")
+    if zero_16 not in ("wrap", "carry", "error"):
+        raise ValueError(f"zero_16: expected 'wrap', 'carry' or 'error', got {zero_16!r}")
     at = f"{name}." if name else ""
     _expect(qweight, f"{at}qweight", _WORDS, (None, None), says=" (K/8, N)")
     k, n = 8 * qweight.shape[0], qweight.shape[1]
@@ -338,27 +340,36 @@ def from_gptq(
             if zero_16 == "error" and (stored == 15).any():
                 g, column = np.argwhere(stored == 15)[0]
                 _bad(f"{at}qzeros", "stored zero points 0..14 (version 1 stores zero - 1)", f"15 at [{g}, {column}]")
-            stored = (stored + np.uint8(1)) & np.uint8(15)
+            if zero_16 == "carry":
+                stored = _from_words(qzeros.astype(np.uint32, casting="unsafe") + _ONES)
+            else:
+                stored = (stored + np.uint8(1)) & np.uint8(15)
         zeros = _zeros_or_none(stored.T)
     perm = _order(g_idx, f"{at}g_idx", k, size)
     q = _from_words(qweight.T)
     return Int4Weights(_sorted(q, perm), np.ascontiguousarray(s.T), zeros, size, perm)
 
 
-def to_gptq(w: Int4Weights, *, version: int = 1) -> dict[str, np.ndarray]:
+def to_gptq(w: Int4Weights, *, version: int = 1, zero_16: str = "wrap") -> dict[str, np.ndarray]:
     """``qweight``, ``qzeros``, ``scales`` and ``g_idx`` as a GPTQ checkpoint holds them (see `from_gptq`).
 
-    N and K must be multiples of 8. Scales keep their dtype.
+    N and K must be multiples of 8. Scales keep their dtype. `zero_16`, "wrap" or "carry", is how version 1 is going to
+    be read.
     """
     if version not in (1, 2):
         raise ValueError(f"version: expected 1 or 2, got {version}")
+    if zero_16 not in ("wrap", "carry"):
+        raise ValueError(f"zero_16: expected 'wrap' or 'carry', got {zero_16!r}")
     _eights("q", K=w.k, N=w.n)
     zeros = _zeros_of(w).T
-    if version == 1:
+    if version == 1 and zero_16 == "wrap":
         zeros = (zeros - np.uint8(1)) & np.uint8(15)
+    words = _to_words(zeros)
+    if version == 1 and zero_16 == "carry":
+        words = (words.view(np.uint32) - _ONES).view(np.int32)
     return {
         "qweight": np.ascontiguousarray(_to_words(_in_file_order(w)).T),
-        "qzeros": _to_words(zeros),
+        "qzeros": words,
         "scales": np.ascontiguousarray(w.scales.T),
         "g_idx": _g_idx(w),
     }

@@ -12,8 +12,9 @@ import json
 import mmap
 import reprlib
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ import numpy as np
 from ..errors import FormatError
 from .int4 import Int4Weights, from_awq, from_compressed_tensors, from_gptq
 
-__all__ = ["SafetensorsFile", "SafetensorsTensor", "open_safetensors", "quantized_linears"]
+__all__ = ["SafetensorsFile", "SafetensorsTensor", "open_safetensors", "quantized_linears", "read_linear"]
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own bound
 _MAX_TENSORS = 1 << 20
@@ -92,6 +93,8 @@ class SafetensorsFile:
         The .safetensors file, or the index of a sharded checkpoint.
     metadata : dict of str to str
         ``__metadata__`` of a single file; empty for shards.
+    shard_metadata : dict of str to dict
+        ``__metadata__`` of every file by its name.
     tensors : dict of str to SafetensorsTensor
         In the order of the file, or of the index.
     """
@@ -99,6 +102,7 @@ class SafetensorsFile:
     def __init__(self, path: str | Path) -> None:
         self.path = _locate(Path(path))
         self.metadata: dict[str, str] = {}
+        self.shard_metadata: dict[str, dict[str, str]] = {}
         self.tensors: dict[str, SafetensorsTensor] = {}
         self._maps: dict[str, mmap.mmap] = {}
         self._closed = False
@@ -158,6 +162,7 @@ class SafetensorsFile:
                     f" got {t.offset - start} ({flaw})"
                 )
             end, last = t.offset + t.nbytes, _short(t.name)
+        self.shard_metadata[path.name] = metadata
         if end != size:
             raise FormatError(f"{path}: expected the tensors to fill the file's {size} bytes, got an end at {end}")
         return metadata, tensors
@@ -385,6 +390,20 @@ def quantized_linears(file: SafetensorsFile, config: Mapping[str, Any]) -> Itera
         For a method, bit width or layout other than those of `assay.formats.int4`, at once; and for a module whose
         tensors do not fit the configuration, when it is reached.
     """
+    read, modules = _linear_reader(file, config)
+    return read(modules)
+
+
+def read_linear(file: SafetensorsFile, config: Mapping[str, Any], module: str) -> Int4Weights:
+    """One INT4 linear of a checkpoint, by its module's name; see `quantized_linears`."""
+    read, _ = _linear_reader(file, config)
+    return next(read([module]))[1]
+
+
+def _linear_reader(
+    file: SafetensorsFile, config: Mapping[str, Any]
+) -> tuple[Callable[[list[str]], Iterator[tuple[str, Int4Weights]]], list[str]]:
+    """The reader of the checkpoint's method, and its modules."""
     quant = config.get("quantization_config", config)
     where = f"{file.path}: quantization_config"
     if not isinstance(quant, Mapping):
@@ -397,7 +416,7 @@ def quantized_linears(file: SafetensorsFile, config: Mapping[str, Any]) -> Itera
     modules = [name[: -len(suffix)] for name in file.tensors if name.endswith(suffix)]
     if not modules:
         raise FormatError(f"{file.path}: expected tensors named *{suffix} ({method}), got none")
-    return readers[method](file, quant, where, modules)
+    return partial(readers[method], file, quant, where), modules
 
 
 def _field(quant: Mapping[str, Any], where: str, wanted: tuple[Any, ...], *names: str, default: Any = None) -> Any:
@@ -429,6 +448,14 @@ def _float_dtype(file: SafetensorsFile, name: str) -> str | None:
     return "bfloat16" if tensor is not None and tensor.dtype == "BF16" else None
 
 
+def _is_gptqmodel(quant: Mapping[str, Any]) -> bool:
+    """Whether GPTQModel wrote the checkpoint, whose zero points of 0 borrow from their neighbours in version 1."""
+    meta = quant.get("meta")
+    writers = meta.get("quantizer") if isinstance(meta, Mapping) else None
+    names = [writers] if isinstance(writers, str) else writers if isinstance(writers, list) else []
+    return any(isinstance(name, str) and name.lower().startswith("gptqmodel") for name in names)
+
+
 def _gptq_linears(
     file: SafetensorsFile, quant: Mapping[str, Any], where: str, modules: list[str]
 ) -> Iterator[tuple[str, Int4Weights]]:
@@ -436,6 +463,7 @@ def _gptq_linears(
     group_size = _group_size(quant, where, "group_size")
     layout = _field(quant, where, tuple(_GPTQ_VERSIONS), "checkpoint_format", default="gptq")
     symmetric, act_order = quant.get("sym") is True, quant.get("desc_act") is True
+    zero_16 = "carry" if _is_gptqmodel(quant) else "wrap"
 
     def read() -> Iterator[tuple[str, Int4Weights]]:
         for module in modules:
@@ -450,6 +478,7 @@ def _gptq_linears(
                     _part(file, f"{module}.g_idx", optional=True),
                     group_size=group_size,
                     version=_GPTQ_VERSIONS[layout],
+                    zero_16=zero_16,
                     scales_dtype=_float_dtype(file, f"{module}.scales"),
                     name=f"{file.path}: {module}",
                 ),

@@ -54,18 +54,33 @@ def float_of_bits(typingctx: Any, bits: Any) -> Any:
     return types.float32(types.uint32), codegen
 
 
+def _load(context: Any, builder: Any, signature: Any, args: Any, kind: Any) -> Any:
+    """An unaligned load of a type from a uint8 array, at a byte offset."""
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    address = builder.gep(array.data, [args[1]])
+    load = builder.load(builder.bitcast(address, kind.as_pointer()))
+    load.align = 1
+    return load
+
+
 @intrinsic
 def load_lane(typingctx: Any, data: Any, at: Any) -> Any:
     """Four bytes of a uint8 array as one little-endian int32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        address = builder.gep(array.data, [args[1]])
-        load = builder.load(builder.bitcast(address, ir.IntType(32).as_pointer()))
-        load.align = 1
-        return load
+        return _load(context, builder, signature, args, ir.IntType(32))
 
     return types.int32(data, types.intp), codegen
 
 
-__all__ = ["bits_of_float", "float_of_bits", "fma32", "half_to_float", "load_lane"]
+@intrinsic
+def load_float(typingctx: Any, data: Any, at: Any) -> Any:
+    """Four bytes of a uint8 array as one little-endian float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _load(context, builder, signature, args, ir.FloatType())
+
+    return types.float32(data, types.intp), codegen
+
+
+__all__ = ["bits_of_float", "float_of_bits", "fma32", "half_to_float", "load_float", "load_lane"]

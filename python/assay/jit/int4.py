@@ -4,6 +4,7 @@ import numpy as np
 from numba import njit
 
 from ._intrinsics import fma32, half_to_float, load_lane
+from ._lines import add_group, dot_nibbles, load_scales, load_zeros
 
 _TILE = 32
 
@@ -13,17 +14,17 @@ def gemm(a: np.ndarray, packed: np.ndarray, n: int, k: int, group_size: int, sym
     x = grouped(a, k, group_size)
     c = np.empty((len(a), n), np.float32)
     if a16:
-        _w4a16(x, _lane_sums(x), packed, symmetric, c)
+        _w4a16(x, lane_sums(x), packed, symmetric, c)
     else:
         codes, scale = quantize(x)
         _w4a8(codes, scale, packed, symmetric, c)
     return c
 
 
-def grouped(a: np.ndarray, k: int, group_size: int) -> np.ndarray:
-    """Activations [M, K] as [M, G, group], each group padded with zeros to a multiple of 32."""
+def grouped(a: np.ndarray, k: int, group_size: int, multiple: int = 32) -> np.ndarray:
+    """Activations [M, K] as [M, G, group], each group padded with zeros to a multiple of 32, or of another number."""
     groups = k // group_size
-    x = np.zeros((len(a), groups, -(-group_size // 32) * 32), np.float32)
+    x = np.zeros((len(a), groups, -(-group_size // multiple) * multiple), np.float32)
     x[:, :, :group_size] = a.reshape(len(a), groups, group_size)
     return x
 
@@ -54,7 +55,8 @@ def quantize(x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _lane_sums(x):  # type: ignore[no-untyped-def]
+def lane_sums(x):  # type: ignore[no-untyped-def]
+    """float32 [M, G] sums of grouped activations, in assay.h's order."""
     m, groups, padded = x.shape
     sums = np.empty((m, groups), np.float32)
     lane = np.empty(8, np.float32)
@@ -83,10 +85,7 @@ def _zero_points(packed, tile, g, block, symmetric, zero):  # type: ignore[no-un
     if symmetric:
         zero[:] = 8
     else:
-        at = tile + g // 4 * (4 * block + 64) + g % 4 * 16
-        for j in range(16):
-            zero[j] = packed[at + j] & 15
-            zero[j + 16] = packed[at + j] >> 4
+        load_zeros(packed, tile + g // 4 * (4 * block + 64) + g % 4 * 16, zero)
 
 
 @njit(cache=True, parallel=False)
@@ -94,40 +93,29 @@ def _w4a8(codes, a_scale, packed, symmetric, c):  # type: ignore[no-untyped-def]
     m, groups, padded = codes.shape
     n = c.shape[1]
     block, tile_bytes = _offsets(groups, padded, symmetric)
-    zero = np.empty(_TILE, np.int32)
+    zero = np.full(_TILE, 8, np.int32)
     w_scale = np.empty(_TILE, np.float32)
-    dot = np.empty(16, np.int32)
+    dot = np.empty(_TILE, np.int32)
     f = np.empty((m, _TILE), np.float32)
+    flat, sums = codes.reshape(-1), f.reshape(-1)
+    totals = np.empty((m, groups), np.int32)
+    for r in range(m):
+        for g in range(groups):
+            total = np.int32(0)
+            for i in range(padded):
+                total += np.int32(codes[r, g, i])
+            totals[r, g] = total
     for t in range((n + _TILE - 1) // _TILE):
         tile = t * tile_bytes
         f[:] = 0
         for g in range(groups):
             at = tile + g * block + (0 if symmetric else (g // 4 + 1) * 64)
-            for j in range(_TILE):
-                w_scale[j] = half_to_float(packed[at + 2 * j] | packed[at + 2 * j + 1] << 8)
-            _zero_points(packed, tile, g, block, symmetric, zero)
+            load_scales(packed, at, w_scale)
+            if not symmetric:
+                _zero_points(packed, tile, g, block, symmetric, zero)
             for r in range(m):
-                total = np.int32(0)
-                for i in range(padded):
-                    total += np.int32(codes[r, g, i])
-                scale = a_scale[r, g]
-                for h in range(2):
-                    dot[:] = 0
-                    for step in range(padded // 8):
-                        line = at + 64 + step * 128 + h * 64
-                        a = codes[r, g, step * 8 : step * 8 + 8]
-                        a0, a1, a2, a3 = np.int32(a[0]), np.int32(a[1]), np.int32(a[2]), np.int32(a[3])
-                        a4, a5, a6, a7 = np.int32(a[4]), np.int32(a[5]), np.int32(a[6]), np.int32(a[7])
-                        for j in range(16):
-                            w = load_lane(packed, line + 4 * j)
-                            dot[j] += (
-                                (w & 15) * a0 + (w >> 8 & 15) * a1 + (w >> 16 & 15) * a2 + (w >> 24 & 15) * a3
-                                + (w >> 4 & 15) * a4 + (w >> 12 & 15) * a5 + (w >> 20 & 15) * a6 + (w >> 28 & 15) * a7
-                            )  # fmt: skip
-                    for j in range(16):
-                        col = 16 * h + j
-                        value = np.float32(dot[j] - zero[col] * total)
-                        f[r, col] = fma32(value, w_scale[col] * scale, f[r, col])
+                dot_nibbles(packed, at + 64, flat, (r * groups + g) * padded, padded // 8, dot)
+                add_group(sums, r * _TILE, dot, zero, totals[r, g], w_scale, a_scale[r, g])
         for r in range(m):
             for j in range(min(_TILE, n - t * _TILE)):
                 c[r, t * _TILE + j] = f[r, j]

@@ -44,13 +44,15 @@ class Workloads:
         used for one shape, and a quarter for all, how much at most.
     seed
         Of the random weights, activations and logits.
+    rotate_bytes
+        How much data the calls of one point rotate through at least, instead of 2.5 last-level caches.
     """
 
-    def __init__(self, machine: Machine, seed: int) -> None:
+    def __init__(self, machine: Machine, seed: int, rotate_bytes: float | None = None) -> None:
         self._seed = seed
         available = memory_bytes("MemAvailable") or 1 << 32
         self._available_bytes = available
-        self._rotate_bytes = min(2.5 * machine.last_level_cache_bytes, available / 8)
+        self._rotate_bytes = min(rotate_bytes or 2.5 * machine.last_level_cache_bytes, available / 8)
         self._kernels = info.kernel_versions()
         self._weights: dict[tuple[Any, ...], tuple[list[int4.PackedInt4], tuple[Any, ...]]] = {}
         self._weights8: dict[tuple[Any, ...], tuple[list[int8.PackedInt8], tuple[Any, ...]]] = {}

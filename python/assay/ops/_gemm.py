@@ -1,4 +1,4 @@
-"""What the INT4 and the int8 GEMM share: arguments and memory."""
+"""What the INT4, the int8 and the wide GEMM share: arguments and memory."""
 
 from typing import Any
 
@@ -13,9 +13,10 @@ def pointer(array: np.ndarray, kind: str) -> Any:
     return ffi.cast(kind, array.__array_interface__["data"][0])
 
 
-def check_group(k: int, group_size: int) -> None:
-    if group_size not in GROUP_SIZES and group_size != k:
-        raise ValueError(f"group_size: expected 32, 64, 128 or K = {k}, got {group_size}")
+def check_group(k: int, group_size: int, sizes: tuple[int, ...] = GROUP_SIZES) -> None:
+    if group_size not in sizes and group_size != k:
+        listed = ", ".join(map(str, sizes))
+        raise ValueError(f"group_size: expected {listed} or K = {k}, got {group_size}")
     if k % group_size:
         raise ValueError(f"group_size: expected a divisor of K = {k}, got {group_size}")
 

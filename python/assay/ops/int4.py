@@ -13,6 +13,7 @@ from .. import reference
 from .._ffi import FLOAT_DTYPES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
 from ._backends import twin, widen
 from ._gemm import aligned_empty, check_group, gemm_tensors, half_scales, pointer
+from .wide import PackedWide, wide_gemm
 
 
 class PackedInt4:
@@ -65,53 +66,6 @@ class PackedInt4:
     def dequantize(self) -> np.ndarray:
         """float32 [N, K]."""
         return reference.dequantize_int4(*self.unpack(), self.k, self.group_size)
-
-
-def quantize_int4(
-    w: Any, group_size: int = 32, symmetric: bool = True
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Quantises float weights to INT4 by rounding to nearest.
-
-    Parameters
-    ----------
-    w : float32 [N, K]
-        Finite. numpy or any CPU DLPack tensor.
-    group_size : int
-        32, 64, 128 (a divisor of K) or K.
-    symmetric : bool
-        Zero point 8 for every group (as GGUF's Q4_0) instead of one of its own.
-
-    Returns
-    -------
-    qweight : uint8 [N, ceil(K/2)]
-        Low nibble = even k.
-    scales : float16 [N, K / group_size]
-    zeros : uint8 [N, K / group_size] or None
-
-    Raises
-    ------
-    ValueError
-        A NaN or infinity in `w`, or a group too large for a float16 scale.
-    """
-    array = as_tensor(w, "w", ("float32",), 2).array
-    n, k = array.shape
-    if n == 0 or k == 0:
-        raise ValueError(f"w: expected at least one row and column, got shape {[n, k]}")
-    check_group(k, group_size)
-    rows = max(1, (1 << 22) // k)  # bounded scratch memory, whatever the matrix
-    parts = []
-    for at in range(0, n, rows):
-        block = np.asarray(array[at : at + rows])
-        if not np.isfinite(block).all():
-            bad = np.argwhere(~np.isfinite(block))[0]
-            raise ValueError(f"w: expected finite weights, got {block[tuple(bad)]} at [{at + bad[0]}, {bad[1]}]")
-        with np.errstate(over="ignore"):
-            part = reference.quantize_int4(block, group_size, symmetric)
-        if not np.isfinite(part[1]).all():
-            raise ValueError("w: a group's scale is beyond float16's range (65504)")
-        parts.append(part)
-    qweight, scales, zeros = zip(*parts, strict=True)
-    return np.concatenate(qweight), np.concatenate(scales), None if zeros[0] is None else np.concatenate(zeros)
 
 
 def pack(qweight: Any, scales: Any, zeros: Any = None, *, k: int | None = None, group_size: int | None = None,
@@ -170,7 +124,7 @@ def pack(qweight: Any, scales: Any, zeros: Any = None, *, k: int | None = None, 
     return PackedInt4(n, k, group_size, z is None, data)
 
 
-def w4a8_gemm(a: Any, w: PackedInt4, out: Any = None, *, backend: str = "c", isa: str | None = None,
+def w4a8_gemm(a: Any, w: PackedInt4 | PackedWide, out: Any = None, *, backend: str = "c", isa: str | None = None,
               num_threads: int | None = None) -> Any:  # fmt: skip
     """INT4 weights, activations quantised to int8 per row and group on the way in.
 
@@ -179,7 +133,7 @@ def w4a8_gemm(a: Any, w: PackedInt4, out: Any = None, *, backend: str = "c", isa
     a : float32, float16 or bfloat16 [M, K]
         numpy or any CPU DLPack tensor; rows may be strided, the last dimension dense. A row with a NaN or infinity
         comes out NaN, other rows do not notice.
-    w : PackedInt4
+    w : PackedInt4, or PackedWide of 4 bits
     out : float32 [M, N], optional
         Written in place and returned.
     backend : {"c", "numba", "reference"}
@@ -195,7 +149,7 @@ def w4a8_gemm(a: Any, w: PackedInt4, out: Any = None, *, backend: str = "c", isa
     return _gemm(a, w, out, False, backend, isa, num_threads)
 
 
-def w4a16_gemm(a: Any, w: PackedInt4, out: Any = None, *, backend: str = "c", isa: str | None = None,
+def w4a16_gemm(a: Any, w: PackedInt4 | PackedWide, out: Any = None, *, backend: str = "c", isa: str | None = None,
                num_threads: int | None = None) -> Any:  # fmt: skip
     """INT4 weights, activations at their own precision (float16 and bfloat16 are widened exactly), float32 sums.
 
@@ -210,7 +164,10 @@ def _inputs(a: Any, w: PackedInt4, out: Any) -> tuple[Tensor, Tensor]:
     return gemm_tensors(a, w.n, w.k, out)
 
 
-def _gemm(a: Any, w: PackedInt4, out: Any, a16: bool, backend: str, isa: str | None, num_threads: int | None) -> Any:
+def _gemm(a: Any, w: PackedInt4 | PackedWide, out: Any, a16: bool, backend: str, isa: str | None,
+          num_threads: int | None) -> Any:  # fmt: skip
+    if isinstance(w, PackedWide):
+        return wide_gemm(a, w, out, 4, a16, backend, isa, num_threads)
     x, c = _inputs(a, w, out)
     m = x.array.shape[0]
     if backend == "c":

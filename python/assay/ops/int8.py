@@ -12,6 +12,7 @@ from .. import reference
 from .._ffi import FLOAT_DTYPES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
 from ._backends import twin, widen
 from ._gemm import aligned_empty, check_group, gemm_tensors, half_scales, pointer
+from .wide import PackedWide, wide_gemm
 
 
 class PackedInt8:
@@ -123,12 +124,14 @@ def pack_int8(qweight: Any, scales: Any, *, num_threads: int | None = None) -> P
     return PackedInt8(n, k, group_size, data)
 
 
-def w8a8_gemm(a: Any, w: PackedInt8, out: Any = None, *, backend: str = "c", isa: str | None = None,
+def w8a8_gemm(a: Any, w: PackedInt8 | PackedWide, out: Any = None, *, backend: str = "c", isa: str | None = None,
               num_threads: int | None = None) -> Any:  # fmt: skip
     """int8 weights, activations quantised to int8 per row and group on the way in.
 
-    Parameters and result as :func:`assay.w4a8_gemm`, with `w` a :class:`PackedInt8`.
+    Parameters and result as :func:`assay.w4a8_gemm`, with `w` a :class:`PackedInt8`, or a :class:`assay.PackedWide` of 8 bits.
     """
+    if isinstance(w, PackedWide):
+        return wide_gemm(a, w, out, 8, False, backend, isa, num_threads)
     if not isinstance(w, PackedInt8):
         raise TypeError(f"w: expected PackedInt8 (see assay.pack_int8), got {type(w).__name__}")
     x, c = gemm_tensors(a, w.n, w.k, out)

@@ -6,6 +6,7 @@ Arguments are checked by :mod:`assay.ops`, which also offers these functions as 
 from .gemm import (
     dequantize_int4,
     fma,
+    lane_sum,
     pack_nibbles,
     quantize_activations,
     quantize_int4,
@@ -19,12 +20,15 @@ from .moe import moe_route
 from .moe_experts import activate, moe_experts
 from .rows import row_status, softmax
 from .verify import accepts, philox4x32, resample, sample, uniform, verify_chain, verify_request
+from .wide import dequantize_wide, wide_a8_gemm, wide_a16_gemm, wide_values
 
 __all__ = [
     "accepts",
     "activate",
     "dequantize_int4",
+    "dequantize_wide",
     "fma",
+    "lane_sum",
     "moe_experts",
     "moe_route",
     "pack_nibbles",
@@ -43,4 +47,7 @@ __all__ = [
     "w4a8_gemm",
     "w4a16_gemm",
     "w8a8_gemm",
+    "wide_a8_gemm",
+    "wide_a16_gemm",
+    "wide_values",
 ]

@@ -104,6 +104,18 @@ def w8a8_gemm(a: np.ndarray, qweight: np.ndarray, scales: np.ndarray, group_size
     return c
 
 
+def lane_sum(x: np.ndarray) -> np.ndarray:
+    """float32 sums [M] of a group's activations x[M, group]: eight lanes (k mod 8), folded in assay.h's order."""
+    padded = np.zeros((len(x), -(-x.shape[1] // 8) * 8), np.float32)
+    padded[:, : x.shape[1]] = x
+    lane = np.zeros((len(x), 8), np.float32)
+    for step in padded.reshape(len(x), padded.shape[1] // 8, 8).transpose(1, 0, 2):
+        lane = lane + step
+    even = (lane[:, 0] + lane[:, 4]) + (lane[:, 2] + lane[:, 6])
+    folded: np.ndarray = even + ((lane[:, 1] + lane[:, 5]) + (lane[:, 3] + lane[:, 7]))
+    return folded
+
+
 def w4a16_gemm(
     a: np.ndarray, qweight: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, group_size: int
 ) -> np.ndarray:
@@ -113,14 +125,7 @@ def w4a16_gemm(
     q = unpack_nibbles(qweight, k).astype(np.float32)
     c = np.zeros((m, n), np.float32)
     for g in range(k // group_size):
-        padded = np.zeros((m, -(-group_size // 8) * 8), np.float32)
-        padded[:, :group_size] = x[:, g * group_size : (g + 1) * group_size]
-        lane = np.zeros((m, 8), np.float32)
-        for step in padded.reshape(m, padded.shape[1] // 8, 8).transpose(1, 0, 2):
-            lane = lane + step
-        fold = ((lane[:, 0] + lane[:, 4]) + (lane[:, 2] + lane[:, 6])) + (
-            (lane[:, 1] + lane[:, 5]) + (lane[:, 3] + lane[:, 7])
-        )
+        fold = lane_sum(x[:, g * group_size : (g + 1) * group_size])
         zero = np.full(n, 8, np.float32) if zeros is None else zeros[:, g].astype(np.float32)
         part = -zero[None, :] * fold[:, None]
         for i in range(g * group_size, (g + 1) * group_size):

@@ -1,0 +1,27 @@
+"""The process that reads the roofs between the contenders' turns."""
+
+import statistics
+
+from assay import machine
+from assay.measure.roofs import Roofs
+from assay.ops import probe
+
+READINGS = 5
+
+
+class Reader:
+    """DRAM and cache bandwidth, int8 peak."""
+
+    def __init__(self) -> None:
+        self._roofs = Roofs(machine.describe(), [1])
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def read(self, threads: int) -> dict[str, float]:
+        """Bytes per second and operations per second right now: medians of a few short readings."""
+        cached, repeats = self._roofs.cached
+        probe.read_bandwidth(cached, threads)  # brings it in
+        cache = probe.read_bandwidth(cached, threads, repeats=repeats)
+        near = [self._roofs.near(threads) for _ in range(READINGS)]
+        return {"llc_read": cache, **{name: statistics.median(r[name] for r in near) for name in near[0]}}

@@ -1,0 +1,222 @@
+"""Verification of drafted chains: ours, numpy, PyTorch, vLLM's sampler.
+
+Every draft is accepted, the costliest case for kernels that stop at the first rejection. The peers do what serving code
+does: softmax of all rows, acceptance by u q(x) < p(x), then one draw from (p - q)+ or, after the last draft, from p.
+"""
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+import assay
+from assay import machine
+
+from .contender import Cell, Prepared
+
+#: Uniform numbers of acceptance, small enough for every draft; and of the last draw.
+ACCEPT, LAST = 1e-12, 0.5
+
+
+class Drafts:
+    """Logits that rotate through more than the caches, and drafts that all stand.
+
+    Attributes
+    ----------
+    sets : list of (float32 [B, K + 1, V], int64 [B, K])
+    q : float32 [B, K, V]
+        The drafts' distribution: uniform.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        size = cell.batch * (cell.k + 1) * cell.vocab
+        wanted = max(int(2.5 * machine.describe().last_level_cache_bytes) // 4, size)
+        pool = np.random.default_rng(7).standard_normal(wanted // size * size, dtype=np.float32)
+        rows = [part.reshape(cell.batch, cell.k + 1, cell.vocab) for part in pool.reshape(-1, size)]
+        self.sets = [(r, r[:, : cell.k].argmax(-1)) for r in rows]
+        self.q = np.full((cell.batch, cell.k, cell.vocab), 1 / cell.vocab, np.float32)
+
+    def checked(self, tokens: np.ndarray, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+        """(got, want) of emitted tokens [B, K + 1]: the drafts; the last token too if greedy, else that there is one."""
+        rows, drafts = self.sets[0]
+        last = rows[:, cell.k].argmax(-1) if cell.rule == "greedy" else np.ones(cell.batch)
+        got = np.array(tokens, np.float64)
+        if cell.rule != "greedy":
+            got[:, -1] = (got[:, -1] >= 0) & (got[:, -1] < cell.vocab)
+        return got, np.concatenate([drafts, last[:, None]], 1).astype(np.float64)
+
+
+class _Sampler:
+    """Calls of `_verify` on every set."""
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+    def refuses(self, cell: Cell) -> str | None:
+        return None
+
+    def _verify(self, cell: Cell, rows: Any, drafts: Any, q: Any) -> Any:
+        """Tokens [B, K + 1] as emitted, -1 after the end."""
+        raise NotImplementedError
+
+    def _given(self, array: np.ndarray) -> Any:
+        return array
+
+    def prepare(self, cell: Cell) -> Prepared:
+        data = Drafts(cell)
+        q = self._given(data.q)
+        sets = [(self._given(rows), self._given(drafts)) for rows, drafts in data.sets]
+        tokens = np.asarray(self._verify(cell, *sets[0], q))
+        got, want = data.checked(tokens, cell)
+        return Prepared([partial(self._verify, cell, *s, q) for s in sets], got, want, 0.0)
+
+
+class Assay(_Sampler):
+    """assay.verify_chain"""
+
+    name = "assay"
+
+    def versions(self) -> dict[str, str]:
+        return {"assay": assay.__version__}
+
+    def prepare(self, cell: Cell) -> Prepared:
+        data = Drafts(cell)
+        cu = np.arange(0, cell.batch * cell.k + 1, cell.k, dtype=np.int32)
+        uniforms = np.full((cell.batch, cell.k + 2), ACCEPT)
+        uniforms[:, cell.k :] = LAST
+        options: dict[str, Any] = {"num_threads": cell.threads, "rule": cell.rule, "uniforms": uniforms.ravel()}
+        if cell.rule == "greedy":
+            options["temperature"] = 0.0
+        else:
+            options["draft_probs"] = data.q.reshape(-1, cell.vocab)
+        calls = [
+            partial(
+                assay.verify_chain, rows.reshape(-1, cell.vocab), drafts.astype(np.int32).ravel(), cu, **options
+            )
+            for rows, drafts in data.sets
+        ]  # fmt: skip
+        got, want = data.checked(np.asarray(calls[0]().output_token_ids), cell)
+        return Prepared(calls, got, want, 0.0)
+
+
+class Numpy(_Sampler):
+    """numpy"""
+
+    name = "numpy"
+
+    def versions(self) -> dict[str, str]:
+        return {"numpy": np.__version__}
+
+    def _verify(self, cell: Cell, rows: Any, drafts: Any, q: Any) -> Any:
+        batch, k = drafts.shape
+        each = np.arange(batch)
+        if cell.rule == "greedy":
+            best = rows.argmax(-1)
+            accepted = np.cumprod(best[:, :k] == drafts, 1).sum(1)
+            last = best[each, accepted]
+        else:
+            p = np.exp(rows - rows.max(-1, keepdims=True))
+            p /= p.sum(-1, keepdims=True)
+            at = (each[:, None], np.arange(k)[None], drafts)
+            accepted = np.cumprod(ACCEPT * q[at] < p[at], 1).sum(1)
+            left = p[each, accepted]
+            early = accepted < k
+            left[early] = np.maximum(left[early] - q[each[early], accepted[early]], 0)
+            sums = left.cumsum(-1)
+            last = np.array([np.searchsorted(s, LAST * s[-1], side="right") for s in sums])
+        out = np.where(np.arange(k)[None] < accepted[:, None], drafts, -1)
+        out = np.concatenate([out, np.full((batch, 1), -1)], 1)
+        out[each, accepted] = last
+        return out
+
+
+class Torch(_Sampler):
+    """PyTorch.
+
+    Parameters
+    ----------
+    draw : {"multinomial", "exponential"}
+        torch.multinomial, or the argmax of p over exponential noise, as vLLM draws.
+    """
+
+    def __init__(self, draw: str) -> None:
+        import torch
+
+        self._torch, self._draw = torch, draw
+        self.name = f"torch {draw}"
+
+    def versions(self) -> dict[str, str]:
+        return {"torch": self._torch.__version__}
+
+    def refuses(self, cell: Cell) -> str | None:
+        return "greedy draws nothing" if cell.rule == "greedy" and self._draw == "exponential" else None
+
+    def _given(self, array: np.ndarray) -> Any:
+        return self._torch.from_numpy(array)
+
+    def prepare(self, cell: Cell) -> Prepared:
+        self._torch.set_num_threads(cell.threads)
+        self._each = self._torch.arange(cell.batch)
+        self._at = self._torch.arange(cell.k)
+        return super().prepare(cell)
+
+    def _verify(self, cell: Cell, rows: Any, drafts: Any, q: Any) -> Any:
+        torch, each = self._torch, self._each
+        with torch.inference_mode():
+            k = drafts.shape[1]
+            if cell.rule == "greedy":
+                best = rows.argmax(-1)
+                accepted = (best[:, :k] == drafts).cumprod(1).sum(1)
+                last = best[each, accepted]
+            else:
+                p = rows.softmax(-1)
+                mine = p[:, :k].gather(2, drafts[..., None])[..., 0]
+                theirs = q.gather(2, drafts[..., None])[..., 0]
+                accepted = (ACCEPT * theirs < mine).cumprod(1).sum(1)
+                left = p[each, accepted]
+                early = accepted < k
+                if bool(early.any()):
+                    left[early] = (left[early] - q[each[early], accepted[early]]).clamp_(min=0)
+                if self._draw == "multinomial":
+                    last = left.multinomial(1)[:, 0]
+                else:
+                    last = left.div_(torch.empty_like(left).exponential_()).argmax(-1)
+            out = torch.where(self._at[None] < accepted[:, None], drafts, -1)
+            out = torch.cat([out, torch.full((out.shape[0], 1), -1)], 1)
+            out[each, accepted] = last
+            return out
+
+
+class Vllm(Torch):
+    """vLLM's own rejection_sample; its kernels are Triton's, so a vLLM built with Triton for CPU is needed."""
+
+    def __init__(self) -> None:
+        super().__init__("multinomial")
+        import vllm
+        from vllm.triton_utils import HAS_TRITON
+        from vllm.v1.sample.rejection_sampler import rejection_sample
+
+        if not HAS_TRITON:
+            raise ImportError("this vLLM has no Triton for CPU, of which its rejection sampler is made")
+        self.name, self._version, self._sample = "vllm", vllm.__version__, rejection_sample
+
+    def versions(self) -> dict[str, str]:
+        return {"vllm": self._version}
+
+    def refuses(self, cell: Cell) -> str | None:
+        return None
+
+    def _verify(self, cell: Cell, rows: Any, drafts: Any, q: Any) -> Any:
+        torch, greedy = self._torch, cell.rule == "greedy"
+        with torch.inference_mode():
+            last = rows[:, -1].argmax(-1) if greedy else rows[:, -1].softmax(-1).multinomial(1)[:, 0]
+            options = SimpleNamespace(
+                all_greedy=greedy, all_random=not greedy, temperature=torch.full((cell.batch,), 0.0 if greedy else 1.0),
+                generators={},
+            )  # fmt: skip
+            ends = torch.arange(1, cell.batch + 1, dtype=torch.int32) * cell.k
+            return self._sample(
+                drafts.reshape(-1).int(), [cell.k] * cell.batch, cell.k, ends, None if greedy else q.flatten(0, 1),
+                rows[:, :-1].reshape(-1, cell.vocab), last[:, None].int(), options,
+            )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Text, tokens and model for `perplexity.py`."""

@@ -1,0 +1,49 @@
+/* INT4 GEMM for AMX-INT8 (Sapphire Rapids and later): the equations of assay.h. w4a16 and calls of a few rows are AVX-512's. */
+#include "../gemm_amx.h"
+
+extern const assay_int4_gemm_kernel assay_int4_gemm_avx512vnni;
+
+/* int32 zero points of columns 16 h .. 16 h + 15. */
+INLINE __m512i zero_of(const uint8_t *zeros, int h) {
+    const __m512i z = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)zeros));
+    return h ? _mm512_srli_epi32(z, 4) : _mm512_and_si512(z, _mm512_set1_epi32(15));
+}
+
+KERNEL void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t rows) {
+    const assay_w4_layout *l = &p->l;
+    const uint8_t *tile = p->packed + t * l->tile_bytes;
+    const int8_t *a = (const int8_t *)p->values + row0 * l->k_padded;
+    const float *scale = p->scale + row0 * l->groups;
+    const int32_t *comp = p->comp + row0 * l->groups;
+    amx_buffer buffer;
+    __m512 f[2 * MR8];
+    for (int64_t i = 0; i < 2 * rows; i++) f[i] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < l->groups; g++, scale += rows, comp += rows, a += l->group_padded * rows) {
+        const uint8_t *block = tile + assay_w4_block_offset(l, g);
+        dot_group(l, block + ASSAY_SCALE_BYTES, a, rows, NIBBLE, _mm512_setzero_si512(), &buffer);
+        for (int h = 0; h < 2; h++) {
+            const __m512 ws = scale_of(block, h);
+            const __m512i z = l->symmetric ? _mm512_set1_epi32(1) : zero_of(tile + assay_w4_zero_offset(l, g), h);
+            for (int64_t r = 0; r < rows; r++) {
+                const __m512i sum = _mm512_add_epi32(_mm512_load_si512((const void *)(buffer.sum[r] + 16 * h)),
+                                                     _mm512_mullo_epi32(z, _mm512_set1_epi32(comp[r])));
+                f[2 * r + h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(ws, _mm512_set1_ps(scale[r])),
+                                               f[2 * r + h]);
+            }
+        }
+    }
+    store_rows(p, f, t, row0, (int)rows);
+}
+
+static void prepare(const assay_gemm_args *p, int64_t begin, int64_t end) { prepare_tiles(p, begin, end); }
+
+static void w4a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
+    if (p->m <= SMALL) assay_int4_gemm_avx512vnni.w4a8(p, begin, end);
+    else walk_tiles(p, begin, end, block8);
+}
+
+static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) {
+    assay_int4_gemm_avx512vnni.w4a16(p, begin, end);
+}
+
+const assay_int4_gemm_kernel assay_int4_gemm_amx = {MR8, MR16, MR8, prepare, w4a8, w4a16};

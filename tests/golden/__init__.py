@@ -1,0 +1,1 @@
+"""Golden vectors: what other projects' libraries made and what they read from it."""
