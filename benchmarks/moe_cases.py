@@ -4,7 +4,7 @@ import numpy as np
 
 import assay
 from assay.cost.experts import power_law_popularity
-from assay.ops.int4 import aligned_empty
+from assay.ops._gemm import aligned_empty
 
 #: name: (E, k, H, I)
 LAYERS = {

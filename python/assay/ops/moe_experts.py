@@ -21,7 +21,8 @@ from .._ffi import (
 )  # fmt: skip
 from ._backends import twin, widen
 from ._gemm import aligned_empty, check_group, half_scales, pointer
-from .int4 import PackedInt4, quantize_int4
+from .int4 import PackedInt4
+from .quantize import quantize_int4
 
 ACTIVATIONS = {
     "silu": lib.ASSAY_ACT_SILU,
