@@ -42,7 +42,7 @@ Target = tuple[str, tuple[Any, ...]]
 Classes = Mapping[str, Callable[[Mapping[str, Any]], bool]]
 GEMM: dict[str, dict[str, Target]] = {
     "w4a8": {
-        "openvino": ("peers.openvino:OpenVino", ()),
+        "openvino": ("peers.openvino:OpenVino", ("int8",)),
         "onnxruntime": ("peers.onnx:OnnxRuntime", ()),
         **{
             f"{'ik_llama' if form == 'ik' else 'ggml'} {kind} {form}": ("peers.ggml:Ggml", (kind, form))
@@ -50,12 +50,12 @@ GEMM: dict[str, dict[str, Target]] = {
         },
     },
     "w4a16": {
-        "openvino bf16": ("peers.openvino:OpenVino", ()),
+        "openvino bf16": ("peers.openvino:OpenVino", ("bf16",)),
         "torch int4pack": ("peers.torch:Int4Pack", ()),
         "bitsandbytes NF4": ("peers.torch:Nf4", ()),
     },
     "w8a8": {
-        "openvino": ("peers.openvino:OpenVino", ()),
+        "openvino": ("peers.openvino:OpenVino", ("int8",)),
         "onnxruntime": ("peers.onnx:OnnxRuntime", ()),
         **{
             f"{'ik_llama' if form == 'ik' else 'ggml'} Q8_0 {form}": ("peers.ggml:Ggml", ("Q8_0", form))
@@ -388,8 +388,12 @@ def show(fmt: str, results: Results, columns: list[Column], classes: Mapping[str
 
 
 def notes(rows: list[dict[str, Any]]) -> list[str]:
-    """What was not timed, and why: a line each."""
-    said = [f"Takes no part in some cells: {name}: {why}." for row in rows for name, why in row["absent"].items()]
+    """What was not timed in some cells, and why: a line a contender."""
+    reasons: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for name, why in row["absent"].items():
+            reasons.setdefault(name, {})[why] = None
+    said = [f"Not in every cell: {name}: {'; '.join(why)}." for name, why in reasons.items()]
     for row in rows:
         for name, (error, allowed) in row["wrong"].items():
             said.append(f"Wrong answer: {name}: relative error {error:.3g}, at most {allowed:.3g} is its rounding.")

@@ -9,6 +9,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import platform
 from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,8 @@ class Ggml:
         return self._versions
 
     def refuses(self, cell: Cell) -> str | None:
+        if (self._type, self._form) == ("Q8_0", "repack") and platform.machine() in ("x86_64", "AMD64"):
+            return "ggml repacks Q8_0 on Arm only, and crashes on such a buffer here"
         return takes(self._type, cell)
 
     def _tensors(self, held: "Held", copies: int) -> Tensors:

@@ -39,7 +39,7 @@ class OnnxRuntime:
         return {"onnxruntime": self._ort.__version__}
 
     def refuses(self, cell: Cell) -> str | None:
-        return None
+        return "has int8 activations" if cell.op == "w4a16" else None
 
     def _node(self, w: Weights, index: int, tensors: list[Any]) -> Any:
         from onnx import helper, numpy_helper

@@ -14,21 +14,27 @@ TOLERANCE = {"w4a8": 0.015, "w8a8": 0.015, "w4a16": 0.01}
 
 
 class OpenVino:
-    """MatMul on i4 (symmetric), u4 (with zero points) or i8 constants."""
+    """MatMul on i4 (symmetric), u4 (with zero points) or i8 constants.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    activations : {"int8", "bf16"}
+    """
+
+    def __init__(self, activations: str) -> None:
         import openvino
 
         self._ov = openvino
         self._core = openvino.Core()
-        self.name = "openvino"
+        self._activations = activations
+        self.name = f"openvino {activations}"
         self._cache = WeightCache()
 
     def versions(self) -> dict[str, str]:
         return {"openvino": self._ov.__version__.split("-")[0]}
 
     def refuses(self, cell: Cell) -> str | None:
-        return None
+        return None if (cell.op == "w4a16") == (self._activations == "bf16") else f"has {self._activations} activations"
 
     def _constant(self, w: Weights, keep: list[Any]) -> Any:
         ov = self._ov

@@ -220,6 +220,7 @@ EMU_REDUCE(emu_reduce_add_epi64, int64_t, __m512i, i64, (int64_t)((uint64_t)p + 
 #undef _mm512_reduce_add_pd
 #undef _mm512_reduce_max_epi32
 #undef _mm512_reduce_add_epi32
+#undef _mm512_reduce_max_epi32
 #undef _mm512_reduce_add_epi64
 #define _mm512_reduce_add_ps(a) emu_reduce_add_ps(a)
 #define _mm512_reduce_max_ps(a) emu_reduce_max_ps(a)
@@ -227,6 +228,7 @@ EMU_REDUCE(emu_reduce_add_epi64, int64_t, __m512i, i64, (int64_t)((uint64_t)p + 
 #define _mm512_reduce_add_pd(a) emu_reduce_add_pd(a)
 #define _mm512_reduce_max_epi32(a) emu_reduce_max_epi32(a)
 #define _mm512_reduce_add_epi32(a) emu_reduce_add_epi32(a)
+#define _mm512_reduce_max_epi32(a) emu_reduce_max_epi32(a)
 #define _mm512_reduce_add_epi64(a) emu_reduce_add_epi64(a)
 
 /* ---- the compiler defines these as macros or with a target of their own ---- */
@@ -234,6 +236,21 @@ EMU_REDUCE(emu_reduce_add_epi64, int64_t, __m512i, i64, (int64_t)((uint64_t)p + 
 #define _mm512_stream_si512(at, a) emu_mask_storeu(at, ~(uint64_t)0, a, 1)
 #undef _kortestz_mask16_u8
 #define _kortestz_mask16_u8(a, b) ((unsigned char)(((__mmask16)(a) | (__mmask16)(b)) == 0))
+
+EMU __m512i emu_shuffle_epi32(__m512i a, const int imm) {
+    const emu512 x = EMU_SI(a);
+    emu512 r;
+    for (int i = 0; i < 16; i++) r.i32[i] = x.i32[i / 4 * 4 + (imm >> i % 4 * 2 & 3)];
+    return r.si;
+}
+#undef _mm512_shuffle_epi32
+#undef _mm512_maskz_cvtps_epi32
+#define _mm512_shuffle_epi32(a, imm) emu_shuffle_epi32(a, imm)
+#define _mm512_maskz_cvtps_epi32(k, a) _mm512_maskz_mov_epi32(k, emu_cvtps_epi32(a))
+
+/* ---- comparisons ---- */
+#undef _mm512_cmplt_epi32_mask
+#define _mm512_cmplt_epi32_mask(a, b) _mm512_cmpgt_epi32_mask(b, a)
 
 /* ---- AVX-VNNI: four products of unsigned and signed bytes to an int32 lane, wrapping ---- */
 EMU __m256i emu_dpbusd_256(__m256i sum, __m256i u, __m256i s) {

@@ -1,4 +1,4 @@
-"""Files of other projects, read into one inner form: GGUF models, Hugging Face configurations, INT4 checkpoints.
+"""Files of other projects, read and written: GGUF models, Hugging Face configurations, quantised checkpoints.
 
 Names are loaded at first use, so that reading a ``config.json`` does not load numpy.
 """
@@ -12,6 +12,14 @@ _HOME = {
     "model_spec": ".gguf",
     "open_gguf": ".gguf",
     "Int4Weights": ".int4",
+    "Int8Weights": ".weights",
+    "WideWeights": ".weights",
+    "conversion_error": ".weights",
+    "from_ggml": ".ggml",
+    "to_ggml": ".ggml",
+    "Checkpoint": ".checkpoint",
+    "StoredTensor": ".checkpoint",
+    "open_checkpoint": ".checkpoint",
     "SafetensorsFile": ".safetensors",
     "open_safetensors": ".safetensors",
     "quantized_linears": ".safetensors",

@@ -375,6 +375,8 @@ def _write_shard(
                 break
             _write_tensor(checkpoint, t, options, settings, writer, shard)
             progress(float(t.nbytes), t.name)
+        if twice := weight_map.keys() & set(writer.names):
+            raise FormatError(f"{path}: tensor {_short(min(twice))}: expected once, got it in another shard too")
         rows = [asdict(row) for row in shard.tally.rows.values()]
         state = json.dumps({"names": shard.names, "rows": rows, "settings": settings.seen})
         more = {"conversion": key, "state": state}
