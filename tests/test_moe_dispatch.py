@@ -6,6 +6,8 @@ import pytest
 import assay
 from assay.ops import moe_load
 
+OP = "moe_experts"
+
 
 def routing(tokens, experts, top_k, seed=0):
     rng = np.random.default_rng([seed, tokens, experts])

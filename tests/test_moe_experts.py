@@ -7,6 +7,8 @@ import assay
 from assay import reference
 from bf16 import BFloat16
 
+OP = "moe_experts"
+
 # name: E, H, I, k, options. Sizes off the tile of 32 and off the 16 units of a gate tile, groups of every kind.
 LAYERS = {
     "silu": (5, 64, 48, 3, {"down_group_size": 48}),

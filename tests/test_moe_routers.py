@@ -7,6 +7,8 @@ import assay
 from assay import reference
 from bf16 import BFloat16
 
+OP = "moe_route"
+
 DEEPSEEK_V3 = {"scoring": "sigmoid", "n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5}
 ROUTERS = {
     "deepseek_v2": (160, 6, {"n_group": 8, "topk_group": 3, "renormalize": False, "routed_scaling_factor": 16.0}),
