@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 
 
-def runnable_variants() -> list[str]:
-    """ISA tiers of the INT4 GEMM that this build has and this CPU runs, scalar first."""
+def runnable_variants(op: str) -> list[str]:
+    """ISA tiers of an op that this build has and this CPU runs, scalar first."""
     from assay.ops import info
 
-    found = [v["isa"] for v in info.variants() if v["op"] == "int4_gemm" and v["compiled"] and v["supported"]]
+    found = [v["isa"] for v in info.variants() if v["op"] == op and v["compiled"] and v["supported"]]
     return sorted(found, key=lambda isa: isa != "scalar")
 
 
 def pytest_generate_tests(metafunc):
+    """`variant` takes every variant of the op that the test module names as OP."""
     if "variant" in metafunc.fixturenames:
-        metafunc.parametrize("variant", runnable_variants())
+        metafunc.parametrize("variant", runnable_variants(metafunc.module.OP))
 
 
 @pytest.fixture
@@ -50,7 +51,10 @@ def emulated(tmp_path_factory):
     from assay.ops import info
     from emulate import build
 
-    if any(tier["isa"] == "avx512vnni" and tier["supported"] for tier in info.isa_tiers()) and "ASSAY_EMULATE" not in os.environ:
+    if (
+        any(tier["isa"] == "avx512vnni" and tier["supported"] for tier in info.isa_tiers())
+        and "ASSAY_EMULATE" not in os.environ
+    ):
         pytest.skip("this CPU runs the tier itself, so its variants are tested by name (ASSAY_EMULATE=1: emulated too)")
     try:
         return build.load(tmp_path_factory.mktemp("emulated"))

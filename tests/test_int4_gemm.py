@@ -12,6 +12,8 @@ from assay import reference
 from assay._ffi import lib
 from assay.ops.int4 import SplitGemm
 
+OP = "int4_gemm"
+
 OPS = {"w4a8": assay.w4a8_gemm, "w4a16": assay.w4a16_gemm}
 
 # (n, k, group_size): tile - 1, tile, tile + 1 columns; every kind of group; whole rows of awkward length.

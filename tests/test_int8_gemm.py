@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 import assay
 from test_int4_gemm import SHAPES, activations
 
+OP = "int8_gemm"
+
 
 def weights(n, k, group_size, seed=0):
     rng = np.random.default_rng([seed, n, k])

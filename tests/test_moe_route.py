@@ -9,6 +9,8 @@ import assay
 from assay import reference
 from bf16 import BFloat16
 
+OP = "moe_route"
+
 # (E, k): one expert, k = E, multiples of 8 up to 32 (tokens by eights), chunks of 16 and groups of 128 and 256 less one,
 # exact, plus one, beyond the stack's copy.
 SIZES = [(1, 1), (2, 1), (7, 7), (8, 1), (8, 2), (8, 8), (15, 3), (16, 4), (17, 17), (24, 3), (32, 4), (32, 9), (64, 8),

@@ -10,6 +10,8 @@ from assay import reference
 from assay.ops.speculative import uniform
 from bf16 import BFloat16
 
+OP = "spec_verify"
+
 OK, NAN, EMPTY, INF, BAD_ID = range(5)
 
 

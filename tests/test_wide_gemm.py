@@ -10,6 +10,8 @@ from assay import reference
 from assay._ffi import lib
 from test_int4_gemm import activations
 
+OP = "wide_gemm"
+
 #: MXFP4's and NVFP4's values, twice: scale 2^(e-1).
 FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, -0.0, -1, -2, -3, -4, -6, -8, -12], np.float32)
 #: QLoRA's normal-float values (bitsandbytes, csrc/kernels.cu).

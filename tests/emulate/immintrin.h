@@ -220,7 +220,6 @@ EMU_REDUCE(emu_reduce_add_epi64, int64_t, __m512i, i64, (int64_t)((uint64_t)p + 
 #undef _mm512_reduce_add_pd
 #undef _mm512_reduce_max_epi32
 #undef _mm512_reduce_add_epi32
-#undef _mm512_reduce_max_epi32
 #undef _mm512_reduce_add_epi64
 #define _mm512_reduce_add_ps(a) emu_reduce_add_ps(a)
 #define _mm512_reduce_max_ps(a) emu_reduce_max_ps(a)
@@ -228,7 +227,6 @@ EMU_REDUCE(emu_reduce_add_epi64, int64_t, __m512i, i64, (int64_t)((uint64_t)p + 
 #define _mm512_reduce_add_pd(a) emu_reduce_add_pd(a)
 #define _mm512_reduce_max_epi32(a) emu_reduce_max_epi32(a)
 #define _mm512_reduce_add_epi32(a) emu_reduce_add_epi32(a)
-#define _mm512_reduce_max_epi32(a) emu_reduce_max_epi32(a)
 #define _mm512_reduce_add_epi64(a) emu_reduce_add_epi64(a)
 
 /* ---- the compiler defines these as macros or with a target of their own ---- */
