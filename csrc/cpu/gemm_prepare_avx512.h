@@ -118,7 +118,7 @@ INLINE void prepare_block(const assay_gemm_args *p, int64_t row0, const int rows
 
 #define PREPARE(r)                                                                                                      \
     KERNEL void prepare_##r(const assay_gemm_args *p, int64_t row0) {                                                   \
-        if (p->l.group % 16) prepare_block(p, row0, r, 0);                                                              \
+        if (p->l.group % 32) prepare_block(p, row0, r, 0);                                                              \
         else prepare_block(p, row0, r, 1);                                                                              \
     }
 PREPARE(1) PREPARE(2) PREPARE(3) PREPARE(4) PREPARE(5) PREPARE(6) PREPARE(7) PREPARE(8)
