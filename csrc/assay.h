@@ -28,7 +28,8 @@ enum {
     ASSAY_ROW_NAN = 1,     /* a NaN among the row's values */
     ASSAY_ROW_EMPTY = 2,   /* nothing to choose from: all minus infinity */
     ASSAY_ROW_INF = 3,     /* a plus infinity: no distribution */
-    ASSAY_ROW_BAD_ID = 4   /* a token id outside the vocabulary */
+    ASSAY_ROW_BAD_ID = 4,  /* a token id that is none */
+    ASSAY_ROW_BAD_TREE = 5 /* parents that make no tree */
 };
 
 /* Element types of activations and logits. */
@@ -245,40 +246,103 @@ size_t assay_wide_gemm_workspace(const assay_wide *w, int64_t m, int a16);
 int assay_wide_gemm(const assay_wide *w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc,
                     int a16, int variant, int num_threads, void *workspace, size_t workspace_bytes);
 
-/* ---- chain verification --------------------------------------------------------------------------
- * Request b drafted K_b = cu[b+1] - cu[b] tokens; it owns K_b + 1 rows of target_logits, starting at row
- * cu[b] + b. rule 0 greedy: accept while the draft is the argmax (first of equals). rule 1 rejection (Leviathan
- * et al. 2023, Algorithm 1): accept when u q(x) < p(x), strictly, u in (0, 1); else sample (p - q)+, or p where that is
- * all zero. p = softmax(logits / temperature). temperature 0 makes a request greedy in the same launch. draft_probs[sum K_b,
- * V] float32, or NULL for one-hot drafts.
- * A row is read once, and once more only where it must be resampled; rows after the first rejection never. A request has a
- * status other than ROW_OK when one of its draft ids is outside [-1, V), a row that was reached holds a NaN, a plus
- * infinity or nothing but minus infinity, or a draft probability that was read is negative or not finite (ROW_NAN). Then
- * its output is all -1 and num_accepted 0: nothing of a poisoned step is used. */
+/* ---- speculative verification ----------------------------------------------------------------------
+ * Request b drafted K_b = cu[b+1] - cu[b] tokens, the nodes of a tree: parents[j] in [-1, j) is the index of node j's parent
+ * among the request's own nodes, -1 hangs it from the last committed token; without parents node j follows node j - 1. The
+ * request owns K_b + 1 rows of target_logits from row cu[b] + b on: the row after the committed tokens, then the row
+ * after each node. Siblings are in draw order. A node of id -1 is absent, and what descends from it.
+ *
+ * p is a row's distribution: softmax of its logits after, in this order, penalties, bias, mask, temperature, top_k, top_p,
+ * min_p, typical_p; q the distribution that a draft was drawn from (siblings have the same; the first sibling's is read).
+ * R(A, C) = max(0, A p - C q), |R| its sum. Rules, from the root on; u is a uniform in (0, 1); comparisons are strict:
+ *
+ * GREEDY       descend to the child that is the argmax (first of equals); else emit the argmax.
+ * SAMPLED      draw t from p; descend to the child that is t, else emit t.
+ * GUMBEL       the same, t = argmin of -log(1 - u_v) / p(v) over tokens v: the exponential race, the Gumbel-max trick.
+ * REJECTION    (chains) accept when u q(x) < p(x); else draw from R(1, 1). Leviathan et al. 2023, Algorithm 1.
+ * BLOCK        (chains) Sun et al. 2024: TRAVERSAL on a chain. Without q: REJECTION, which it then equals.
+ * SPECINFER    siblings in turn: accept when u c q(x) < (A p(x) - C q(x))+, at first A = 1, C = 0, c = 1; after a rejection
+ *              C += c, then A and C are divided by |R(A, C)|. None left: draw from R(A, C). Miao et al. 2023.
+ *              WITHOUT_REPLACEMENT: c = 1 / (1 - sum of q over the rejected), and an id that an older sibling has is passed
+ *              over. Without q each sibling's q is one-hot.
+ * TARGET_ONLY  one u a level: accept the first child (of distinct ids) at which u < (sum of p over children so far) /
+ *              threshold_acc, or p(x) >= threshold_single; else draw from p without the children. SGLang.
+ * TYPICAL      a node stands when its parent does and p(x) > min(posterior_threshold, posterior_alpha exp(-H(p))); the
+ *              longest path, ties to the greatest sum of log p; then draw from p. Lossy. Medusa (Cai et al. 2024).
+ * KSEQ         (needs q) K siblings: accept when u rho q(x) < p(x); rho, in [1, K], is the upper end after 16 bisections of
+ *              1 - (1 - beta)^K = rho beta, beta = sum min(q, p / rho); else draw from p - gamma min(q, p / rho),
+ *              gamma = (1 - (1 - beta)^K) / beta. Sun et al. 2023 (SpecTr).
+ * TRAVERSAL    (Weng et al. 2025) leaf to root. A node's P is 1 at the root, else min(1, (A p(x) - C q(x))+ / (c q(x))) with
+ *              its parent's A, C, c; its own A = P, C = 0. A node without children left is accepted when u < P; else it is
+ *              removed: its parent's C += c, Z = |R(A, C)|, D = Z + 1 - P, then A and C are divided by D and P = Z / D.
+ *              The accepted node draws from R(A, C), from p when no child was removed. Without q: SPECINFER.
+ * All but TYPICAL, and TARGET_ONLY with a threshold below 1, are lossless. temperature 0 makes a request greedy in the same
+ * launch. Where a residual is empty, p takes its place. p(x) = 0 is never accepted; q(x) = 0 < p(x) is; id >= vocab has
+ * p = 0.
+ *
+ * Rows are read once, and once more only where they must be resampled (K-SEQ and traversal: for every |R|), and only those
+ * that the walk reaches. A request has a status other than ROW_OK when a present draft id is below -1, parents is no tree
+ * as above (ROW_BAD_TREE), a row that was reached holds a NaN, a plus infinity or nothing but minus infinity, or a draft
+ * probability that was read is negative or not finite (ROW_NAN). Then its output is all -1 and its counts are 0. */
+enum {
+    ASSAY_GREEDY = 0, ASSAY_SAMPLED = 1, ASSAY_GUMBEL = 2, ASSAY_REJECTION = 3, ASSAY_BLOCK = 4, ASSAY_SPECINFER = 5,
+    ASSAY_SPECINFER_WITHOUT_REPLACEMENT = 6, ASSAY_TARGET_ONLY = 7, ASSAY_TYPICAL = 8, ASSAY_KSEQ = 9,
+    ASSAY_TRAVERSAL = 10, ASSAY_TRAVERSAL_WITHOUT_REPLACEMENT = 11
+};
+/* Purposes of random numbers (DRAFT is the drafter's), and the slots of a request's counters. */
+enum { ASSAY_DRAFT = 0, ASSAY_ACCEPT = 1, ASSAY_RESIDUAL = 2, ASSAY_BONUS = 3, ASSAY_NOISE = 4 };
+enum { ASSAY_ROWS_READ = 0, ASSAY_ROWS_RESAMPLED = 1, ASSAY_ZERO_DRAFTS = 2, ASSAY_EMPTY_RESIDUALS = 3, ASSAY_COUNTERS = 4 };
 typedef struct {
-    const void *target_logits;
+    const void *target_logits;         /* [sum K_b + batch, vocab] */
     int32_t dtype;
     int64_t ld;                        /* row stride of target_logits, elements */
     int64_t batch, vocab;
-    const int32_t *draft_token_ids;    /* [sum K_b]; -1 ends a request's draft */
+    const int32_t *draft_token_ids;    /* [sum K_b] */
     const int32_t *cu_num_draft_tokens;/* [batch + 1], starts at 0, not decreasing */
-    const float *draft_probs;          /* [sum K_b, V] or NULL */
+    const int32_t *parents;            /* [sum K_b], or NULL: chains */
+    const float *draft_probs;          /* dense [sum K_b, vocab], or NULL */
+    const int32_t *draft_prob_ids;     /* sparse [sum K_b, width], ascending in a row; ids outside the vocabulary are padding, */
+    const float *draft_prob_values;    /* repeated ones add up; or NULL. Neither: one-hot */
+    int64_t draft_prob_width;
     int32_t rule;
-    const float *temperature;          /* [batch] */
+    const float *temperature;          /* [batch]; from here on each NULL where it is off for all */
+    const int32_t *top_k;              /* [batch]; 0: off; ties to the lower id */
+    const float *top_p, *min_p;        /* [batch]; the fewest tokens whose mass reaches top_p; weights >= min_p of the largest */
+    const float *typical_p;            /* [batch]; the same by |-log p - H|, ascending */
+    const float *repetition_penalty, *frequency_penalty, *presence_penalty; /* [batch], all or none */
+    const int32_t *cu_edits;           /* [batch + 1]: tokens that penalties or a bias touch, ids ascending in a request: */
+    const int32_t *edit_token_ids;
+    const float *edit_bias;            /* minus infinity bans */
+    const int32_t *edit_in_prompt, *edit_count; /* 0 or 1; occurrences among the generated tokens */
+    const uint32_t *bitmask;           /* [batch or rows, bitmask_ld words]; bit v % 32 of word v / 32 allows token v */
+    int64_t bitmask_ld;
+    int32_t bitmask_per_row;
     const uint64_t *seed;              /* [batch] */
     const int64_t *position;           /* [batch]: absolute position of the request's first new token */
-    const double *uniforms;            /* NULL, or [sum K_b + 2 batch] in (0, 1): request b's at cu[b] + 2 b are K_b
-                                          for acceptance, one for the residual, one for the bonus token */
+    const double *uniforms;            /* NULL, or [sum K_b + 2 batch] in (0, 1), request b's at cu[b] + 2 b: K_b for acceptance
+                                          (of node j; target_only: of a level's first child), one for the residual, one for
+                                          a token of p. SAMPLED: slot d draws the token at depth d. Not for GUMBEL */
+    double posterior_threshold, posterior_alpha, threshold_single, threshold_acc;
+    const int32_t *stop_token_ids;     /* output ends with the first of these */
+    const int32_t *cu_stop;            /* [batch + 1], or NULL: all num_stop are every request's */
+    int64_t num_stop;
+    const int32_t *max_emit;           /* [batch], >= 0 (0: nothing is read), or NULL */
     int32_t *output_token_ids;         /* [batch, max_out], -1 pads */
     int64_t max_out;                   /* >= max K_b + 1 */
-    int32_t *num_accepted;             /* [batch] */
+    int32_t *num_accepted;             /* [batch]: drafts that stand, before stop ids and max_emit */
+    int32_t *num_emitted;              /* [batch]: tokens in output_token_ids */
     int32_t *status;                   /* [batch] */
-} assay_chain_args;
-size_t assay_chain_verify_workspace(int64_t batch, int64_t vocab); /* 0 when either is out of range */
-int assay_chain_verify(const assay_chain_args *args, int variant, int num_threads, void *workspace,
-                       size_t workspace_bytes);
+    int32_t *accept_index;             /* [batch, max_out - 1]: the accepted nodes, -1 pads */
+    float *logprobs;                   /* [batch, max_out] log p of what is emitted (temperature 0: of temperature 1, without
+                                          top_k and the like), NaN pads; or NULL */
+    int32_t *counters;                 /* [batch, ASSAY_COUNTERS] */
+} assay_verify_args;
+size_t assay_verify_workspace(const assay_verify_args *args); /* 0 when the arguments are out of range */
+int assay_verify(const assay_verify_args *args, int variant, int num_threads, void *workspace, size_t workspace_bytes);
 /* Philox4x32-10 keyed by seed, counter (position, domain, node): ((x >> 12) + 1/2) 2^-52 of its first 64 bits x, in (0, 1).
- * Draft i of a request uses position + i and node 0; domains: 1 acceptance, 2 residual, 3 bonus token. */
+ * A draw uses the position of the token it decides. ACCEPT: node is the draft's rank among its present siblings, for
+ * traversal the draft's index; TARGET_ONLY, RESIDUAL and BONUS: 0. SAMPLED draws from BONUS. NOISE of token v: node
+ * v / 2, the first 64 bits for even v, the last for odd. */
 double assay_uniform(uint64_t seed, int64_t position, uint32_t domain, uint32_t node);
 
 /* ---- probes: the roofs that kernels are measured against ---------------------------------------

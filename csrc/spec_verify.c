@@ -1,348 +1,179 @@
-/* Chain verification: which draft tokens stand, and which token follows them. The rules, the random numbers, and the
- * order of every sum over blocks are here, once; the passes over a block are the variants' (cpu/spec_verify/).
- *
- * A row of logits becomes, per block of ASSAY_VOCAB_BLOCK, its largest element m_b and s_b = sum exp((l - m_b) / T): one
- * pass. With M = max m_b and c_b = exp((m_b - M) / T), the normaliser is S = sum s_b c_b (double, b ascending), and
- * p(x) = vexp((l_x - M) / T) * (float)(1 / S).
- * Sampling from p needs one block again: the first with cumulated s_b c_b > u S. The residual (p - q)+ needs one pass
- * more over p and q, for its block sums, and then one block. */
-#include "kernels.h"
-#include "philox.h"
-
-#include "cpu/float16.h"
-#include "cpu/spec_verify/spec_verify.h"
-#include "cpu/vexp.h"
+/* Speculative verification: arguments, workspace, trees, which thread does which request, and what becomes of a request's
+ * tokens once its rule (spec_rules.c) has said which stand. */
+#include "spec_rows.h"
 
 #include <float.h>
+#include <math.h>
 
-enum { GREEDY = 0, REJECTION = 1 };
-enum { DOMAIN_ACCEPT = 1, DOMAIN_RESIDUAL = 2, DOMAIN_BONUS = 3 };
-/* Blocks that a thread takes at a time when threads share a row; work (in elements read once) below which they do not
- * share: a dispatch costs what one thread does with that much. */
-enum { BLOCKS_A_UNIT = 4, SHARE_ELEMENTS = 1 << 16 };
+/* Work (in elements read once) below which sleeping threads are not woken. */
+enum { WAKE_ELEMENTS = 1 << 16 };
 
-double assay_uniform(uint64_t seed, int64_t position, uint32_t domain, uint32_t node) {
-    uint32_t x[4] = {(uint32_t)(uint64_t)position, (uint32_t)((uint64_t)position >> 32), domain, node};
-    assay_philox4x32(x, (uint32_t)seed, (uint32_t)(seed >> 32));
-    const uint64_t bits = (uint64_t)x[1] << 32 | x[0];
-    /* 52 bits, so that adding a half is exact: never 0, never 1. */
-    return ((double)(bits >> 12) + 0.5) * 0x1p-52;
-}
-
-/* What is known of one block of the row at hand. */
-typedef struct {
-    float largest, sum, residual;
-} block_part;
-
-typedef struct {
-    const assay_chain_args *a;
-    const assay_spec_verify_kernel *kernel;
-    block_part *parts;      /* of each request: blocks of them */
-    int64_t blocks;
-    int threads;            /* that share a row; 1 when requests are shared out instead */
-} verification;
-
-/* One row of logits of one request. */
-typedef struct {
-    const verification *v;
-    block_part *parts;
-    const uint8_t *logits;
-    int64_t element;
-    int greedy;
-    float inverse_t;
-    float shift, scale;     /* p(x) = vexp((l_x - shift) * inverse_t) * scale */
-    double total;           /* sum of exp((l - shift) / T) */
-    const float *q;
-} target_row;
-
-static int64_t block_length(const target_row *r, int64_t b) {
-    return assay_min_i64(ASSAY_VOCAB_BLOCK, r->v->a->vocab - b * ASSAY_VOCAB_BLOCK);
-}
-static const void *block_at(const target_row *r, int64_t b) {
-    return r->logits + b * ASSAY_VOCAB_BLOCK * r->element;
-}
-
-static void scan_blocks(void *arg, int64_t begin, int64_t end) {
-    target_row *r = arg;
-    const assay_spec_verify_kernel *k = r->v->kernel;
-    _Alignas(64) float scratch[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * BLOCKS_A_UNIT; b < assay_min_i64(end * BLOCKS_A_UNIT, r->v->blocks); b++) {
-        block_part *part = &r->parts[b];
-        const int64_t n = block_length(r, b);
-        part->sum = 0;
-        part->largest = k->largest(block_at(r, b), r->v->a->dtype, n);
-        if (!r->greedy && isfinite(part->largest))
-            part->sum = k->weights(block_at(r, b), r->v->a->dtype, n, part->largest, r->inverse_t, scratch);
+/* Links the nodes and tells how many are below their limits. Returns a row status. */
+static int build_tree(assay_spec_request *r) {
+    const assay_verify_args *a = r->call->a;
+    const int32_t *ids = a->draft_token_ids + r->first, *parents = a->parents ? a->parents + r->first : NULL;
+    r->nodes[0] = (assay_spec_node){0};
+    for (int64_t j = 0; j < r->drafts; j++) {
+        const int64_t parent = parents ? parents[j] : j - 1;
+        assay_spec_node *node = &r->nodes[j + 1];
+        *node = (assay_spec_node){.parent = -1};
+        if (parent < -1 || parent >= j) return ASSAY_ROW_BAD_TREE;
+        assay_spec_node *above = &r->nodes[parent + 1];
+        if (ids[j] == -1 || above->parent < 0) continue; /* absent */
+        if (ids[j] < -1) return ASSAY_ROW_BAD_ID;
+        node->parent = (int32_t)(parent + 1);
+        node->depth = above->depth + 1;
+        if (above->last_child) {
+            r->nodes[above->last_child].next_sibling = (int32_t)(j + 1);
+            node->rank = r->nodes[above->last_child].rank + 1;
+        } else {
+            above->first_child = (int32_t)(j + 1);
+        }
+        above->last_child = (int32_t)(j + 1);
     }
-}
-
-static void residual_blocks(void *arg, int64_t begin, int64_t end) {
-    target_row *r = arg;
-    _Alignas(64) float scratch[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * BLOCKS_A_UNIT; b < assay_min_i64(end * BLOCKS_A_UNIT, r->v->blocks); b++)
-        r->parts[b].residual =
-            r->v->kernel->residual(block_at(r, b), r->v->a->dtype, block_length(r, b), r->shift, r->inverse_t, r->scale,
-                                   r->q + b * ASSAY_VOCAB_BLOCK, scratch);
-}
-
-static void for_blocks(target_row *r, assay_range_fn fn) {
-    const int64_t units = (r->v->blocks + BLOCKS_A_UNIT - 1) / BLOCKS_A_UNIT;
-    /* A pass with exp takes some four times as long as one without. */
-    if (r->v->threads > 1 && r->v->a->vocab * (r->greedy ? 1 : 4) >= SHARE_ELEMENTS)
-        assay_parallel_for(fn, r, units, r->v->threads, 1);
-    else
-        fn(r, 0, units);
-}
-
-static double weight_of_block(const target_row *r, int64_t b) {
-    const float m = r->parts[b].largest;
-    if (!(r->parts[b].sum > 0)) return 0;
-    return (double)r->parts[b].sum * (double)assay_vexp((m - r->shift) * r->inverse_t);
-}
-
-static double weight_of_row(const target_row *r) {
-    double total = 0;
-    for (int64_t b = 0; b < r->v->blocks; b++) total += weight_of_block(r, b);
-    return total;
-}
-
-/* Reads the row: shift, and unless greedy its normaliser. Returns the row's status. */
-static int read_row(target_row *r) {
-    for_blocks(r, scan_blocks);
-    r->shift = -INFINITY;
-    for (int64_t b = 0; b < r->v->blocks; b++) {
-        const float m = r->parts[b].largest;
-        if (isnan(m)) return ASSAY_ROW_NAN;
-        if (m > r->shift) r->shift = m;
-    }
-    if (r->shift == INFINITY) return ASSAY_ROW_INF;
-    if (r->shift == -INFINITY) return ASSAY_ROW_EMPTY;
-    if (r->greedy) return ASSAY_ROW_OK;
-    r->total = weight_of_row(r);
-    r->scale = (float)(1.0 / r->total);
     return ASSAY_ROW_OK;
 }
 
-static int32_t argmax_of_row(const target_row *r) {
-    int64_t b = 0;
-    while (r->parts[b].largest != r->shift) b++;
-    return (int32_t)(b * ASSAY_VOCAB_BLOCK +
-                     r->v->kernel->find(block_at(r, b), r->v->a->dtype, block_length(r, b), r->shift));
+static int is_stop(const assay_verify_args *a, int64_t b, int32_t token) {
+    const int64_t begin = a->cu_stop ? a->cu_stop[b] : 0, end = a->cu_stop ? a->cu_stop[b + 1] : a->num_stop;
+    for (int64_t i = begin; i < end; i++)
+        if (a->stop_token_ids[i] == token) return 1;
+    return 0;
 }
 
-static float probability(const target_row *r, int32_t token) {
-    const float l = assay_load_f32(r->logits, r->v->a->dtype, token);
-    return assay_vexp((l - r->shift) * r->inverse_t) * r->scale;
-}
-
-/* The first element of a block whose cumulated weight exceeds the target, `before` being what lies before the block.
- * Groups of 16 are summed (folded as in vexp.h) and passed over first. When rounding leaves the target beyond the end:
- * the last element of positive weight. */
-static int64_t pick_in_block(const float *weights, int64_t n, double factor, double before, double target) {
-    double at = before;
-    int64_t group = -1, last = 0;
-    double last_at = before;
-    for (int64_t g = 0; g < (n + 15) / 16; g++) {
-        const double w = (double)assay_fold16(weights + 16 * g) * factor;
-        if (at + w > target) {
-            group = g;
-            break;
-        }
-        if (w > 0) {
-            last = g;
-            last_at = at;
-        }
-        at += w;
-    }
-    if (group < 0) {
-        group = last;
-        at = last_at;
-        target = INFINITY;
-    }
-    int64_t found = 16 * group;
-    for (int64_t i = 16 * group; i < 16 * group + 16; i++) {
-        const double w = (double)weights[i] * factor;
-        if (w > 0) found = i;
-        if (at + w > target) break;
-        at += w;
-    }
-    return found;
-}
-
-/* The block that holds the target of cumulated weights, and what lies before it; the last positive one on overrun. */
-typedef struct {
-    int64_t block;
-    double before, target;
-} place;
-
-static place place_of(const target_row *r, double target, int of_residual) {
-    place found = {0, 0, INFINITY};
-    double at = 0;
-    for (int64_t b = 0; b < r->v->blocks; b++) {
-        const double w = of_residual ? (double)r->parts[b].residual : weight_of_block(r, b);
-        if (at + w > target) return (place){b, at, target};
-        if (w > 0) found = (place){b, at, INFINITY};
-        at += w;
-    }
-    return found;
-}
-
-/* A token from p, or from p without `excluded` (-1: none). -1 when nothing is left to choose from. */
-static int32_t sample_target(target_row *r, double u, int32_t excluded) {
-    _Alignas(64) float w[ASSAY_VOCAB_BLOCK];
-    const assay_spec_verify_kernel *k = r->v->kernel;
-    const int64_t excluded_block = excluded < 0 ? -1 : excluded / ASSAY_VOCAB_BLOCK;
-    double total = r->total;
-    float kept = 0;
-    if (excluded_block >= 0 && r->parts[excluded_block].sum > 0) {
-        block_part *part = &r->parts[excluded_block];
-        const int64_t n = block_length(r, excluded_block);
-        float lane[16] = {0};
-        kept = part->sum;
-        k->weights(block_at(r, excluded_block), r->v->a->dtype, n, part->largest, r->inverse_t, w);
-        w[excluded % ASSAY_VOCAB_BLOCK] = 0;
-        for (int64_t i = 0; i < assay_round_up(n, 16); i++) lane[i % 16] += w[i];
-        part->sum = assay_fold16(lane);
-        total = weight_of_row(r);
-    }
-    int64_t token = -1;
-    if (total > 0) {
-        const place at = place_of(r, u * total, 0);
-        const block_part *part = &r->parts[at.block];
-        const int64_t n = block_length(r, at.block);
-        k->weights(block_at(r, at.block), r->v->a->dtype, n, part->largest, r->inverse_t, w);
-        if (at.block == excluded_block) w[excluded % ASSAY_VOCAB_BLOCK] = 0;
-        const double factor = (double)assay_vexp((part->largest - r->shift) * r->inverse_t);
-        token = at.block * ASSAY_VOCAB_BLOCK + pick_in_block(w, n, factor, at.before, at.target);
-    }
-    if (kept > 0) r->parts[excluded_block].sum = kept;
-    return (int32_t)token;
-}
-
-/* A token from the normalised (p - q)+, after x was rejected. Where nothing is left of it (p = q but for rounding), from p.
- * Returns a status; the draft's row must hold probabilities. */
-static int sample_residual(target_row *r, int32_t x, double u, int32_t *token) {
-    if (!r->q) {
-        *token = sample_target(r, u, x);
-    } else {
-        double total = 0;
-        for_blocks(r, residual_blocks);
-        for (int64_t b = 0; b < r->v->blocks; b++) total += (double)r->parts[b].residual;
-        if (isnan(total)) return ASSAY_ROW_NAN;
-        *token = -1;
-        if (total > 0) {
-            _Alignas(64) float w[ASSAY_VOCAB_BLOCK];
-            const place at = place_of(r, u * total, 1);
-            const int64_t n = block_length(r, at.block);
-            r->v->kernel->residual(block_at(r, at.block), r->v->a->dtype, n, r->shift, r->inverse_t, r->scale,
-                                   r->q + at.block * ASSAY_VOCAB_BLOCK, w);
-            *token = (int32_t)(at.block * ASSAY_VOCAB_BLOCK + pick_in_block(w, n, 1, at.before, at.target));
-        }
-    }
-    if (*token < 0) *token = sample_target(r, u, -1);
-    return ASSAY_ROW_OK;
-}
-
-/* Request b. Writes its output row up to and with the token after the accepted ones; returns its status. */
-static int verify_request(const verification *v, int64_t b, int32_t *out, int32_t *accepted) {
-    const assay_chain_args *a = v->a;
-    const int64_t first = a->cu_num_draft_tokens[b], drafts = a->cu_num_draft_tokens[b + 1] - first;
-    const int32_t *draft = a->draft_token_ids + first;
-    int64_t length = 0;
-    for (; length < drafts && draft[length] != -1; length++)
-        if (draft[length] < 0 || draft[length] >= a->vocab) return ASSAY_ROW_BAD_ID;
-
+static void verify_request(const assay_spec_call *call, int64_t b) {
+    const assay_verify_args *a = call->a;
+    const int64_t first = a->cu_num_draft_tokens[b];
+    assay_spec_request r = {.call = call, .b = b, .first = first, .drafts = a->cu_num_draft_tokens[b + 1] - first, .node = -1,
+                            .q_row = -1};
+    r.blocks = call->blocks + b * call->block_count;
+    r.nodes = call->nodes + first + b;
+    r.excluded = call->excluded + first;
+    r.edits = a->cu_edits ? call->edits + a->cu_edits[b] + first : NULL;
+    r.counters = a->counters + b * ASSAY_COUNTERS;
+    r.given = a->uniforms ? a->uniforms + first + 2 * b : NULL;
     const float t = a->temperature[b];
-    target_row r = {.v = v, .parts = v->parts + b * v->blocks, .element = a->dtype == ASSAY_F32 ? 4 : 2};
-    r.greedy = a->rule == GREEDY || t == 0;
+    r.greedy = a->rule == ASSAY_GREEDY || t == 0;
     /* Kept from overflow and underflow, where 0 * infinity would make a NaN. */
     r.inverse_t = r.greedy ? 1 : fminf(fmaxf(1.0f / t, FLT_MIN), FLT_MAX);
-    const double *given = a->uniforms ? a->uniforms + first + 2 * b : NULL;
-    for (int64_t i = 0; i <= length; i++) {
-        r.logits = (const uint8_t *)a->target_logits + (first + b + i) * a->ld * r.element;
-        const int status = read_row(&r);
-        if (status) return status;
-        const int64_t position = (int64_t)((uint64_t)a->position[b] + (uint64_t)i);
-        const int bonus = i == length;
-        *accepted = (int32_t)i;
-        if (r.greedy) {
-            out[i] = argmax_of_row(&r);
-            if (bonus || out[i] != draft[i]) return ASSAY_ROW_OK;
-            continue;
-        }
-        if (bonus) {
-            const double u = given ? given[drafts + 1] : assay_uniform(a->seed[b], position, DOMAIN_BONUS, 0);
-            out[i] = sample_target(&r, u, -1);
-            return ASSAY_ROW_OK;
-        }
-        const int32_t x = draft[i];
-        const double u = given ? given[i] : assay_uniform(a->seed[b], position, DOMAIN_ACCEPT, 0);
-        r.q = a->draft_probs ? a->draft_probs + (first + i) * a->vocab : NULL;
-        const double q = r.q ? (double)r.q[x] : 1;
-        if (!(q >= 0 && q <= FLT_MAX)) return ASSAY_ROW_NAN;
-        if (u * q < (double)probability(&r, x)) {
-            out[i] = x;
-            continue;
-        }
-        const double again = given ? given[drafts] : assay_uniform(a->seed[b], position, DOMAIN_RESIDUAL, 0);
-        return sample_residual(&r, x, again, &out[i]);
+    r.sums = a->logprobs || (!r.greedy && (a->rule != ASSAY_GUMBEL || assay_spec_has_filters(&r)));
+
+    int32_t *out = a->output_token_ids + b * a->max_out, *path = a->accept_index + b * (a->max_out - 1);
+    float *logprobs = a->logprobs ? a->logprobs + b * a->max_out : NULL;
+    const int32_t most = a->max_emit ? a->max_emit[b] : INT32_MAX;
+    for (int i = 0; i < ASSAY_COUNTERS; i++) r.counters[i] = 0;
+    int32_t accepted = 0, emitted = 0;
+    int status = build_tree(&r);
+    if (!status && most) {
+        status = assay_spec_walk(&r, out, path, logprobs, &accepted);
+        emitted = accepted + 1;
     }
-    return ASSAY_ROW_OK;
+    /* Nothing of a request with a poisoned row is emitted, not even what preceded it. */
+    if (status) accepted = emitted = 0;
+    for (int32_t i = 0; i < emitted; i++)
+        if (i + 1 >= most || is_stop(a, b, out[i])) emitted = i + 1;
+    for (int64_t i = emitted; i < a->max_out; i++) {
+        out[i] = -1;
+        if (logprobs) logprobs[i] = NAN;
+    }
+    for (int64_t i = accepted; i < a->max_out - 1; i++) path[i] = -1;
+    a->num_accepted[b] = accepted;
+    a->num_emitted[b] = emitted;
+    a->status[b] = status;
 }
 
 static void verify_requests(void *arg, int64_t begin, int64_t end) {
-    const verification *v = arg;
-    const assay_chain_args *a = v->a;
-    for (int64_t b = begin; b < end; b++) {
-        int32_t *out = a->output_token_ids + b * a->max_out;
-        int32_t accepted = 0;
-        const int status = verify_request(v, b, out, &accepted);
-        /* Nothing of a request with a poisoned row is emitted, not even what preceded it. */
-        if (status) accepted = -1;
-        for (int64_t i = accepted + 1; i < a->max_out; i++) out[i] = -1;
-        a->num_accepted[b] = accepted < 0 ? 0 : accepted;
-        a->status[b] = status;
+    for (int64_t b = begin; b < end; b++) verify_request(arg, b);
+}
+
+static int filters(const assay_verify_args *a) { return a->top_k || a->top_p || a->min_p || a->typical_p; }
+
+/* Cuts the workspace into the call's pieces; returns the bytes it takes. */
+static size_t lay_out(const assay_verify_args *a, assay_spec_call *call, uint8_t *base) {
+    const int64_t drafts = a->cu_num_draft_tokens[a->batch], edits = a->cu_edits ? a->cu_edits[a->batch] + drafts : 0;
+    call->block_count = (a->vocab + ASSAY_VOCAB_BLOCK - 1) / ASSAY_VOCAB_BLOCK;
+    size_t at = 0;
+#define PIECE(name, type, count) \
+    call->name = (type *)((uintptr_t)base + at); \
+    at += (size_t)assay_round_up((int64_t)sizeof(type) * (count), 64)
+    PIECE(blocks, assay_spec_block, a->batch * call->block_count);
+    PIECE(nodes, assay_spec_node, drafts + a->batch);
+    PIECE(excluded, int32_t, drafts);
+    PIECE(edits, assay_spec_edit, edits);
+    PIECE(histograms, assay_spec_histogram, filters(a) ? a->batch : 0);
+#undef PIECE
+    return at;
+}
+
+static int sizes_are_right(const assay_verify_args *a) {
+    if (!a || a->batch < 0 || a->batch > INT32_MAX || a->vocab < 1 || a->vocab > INT32_MAX || !a->cu_num_draft_tokens ||
+        a->cu_num_draft_tokens[0] != 0)
+        return 0;
+    for (int64_t b = 0; b < a->batch; b++) {
+        if (a->cu_num_draft_tokens[b + 1] < a->cu_num_draft_tokens[b]) return 0;
+        if (a->cu_edits && (a->cu_edits[b + 1] < a->cu_edits[b] || a->cu_edits[0] != 0)) return 0;
     }
+    return 1;
 }
 
-size_t assay_chain_verify_workspace(int64_t batch, int64_t vocab) {
-    if (batch < 0 || batch > INT32_MAX || vocab < 1 || vocab > INT32_MAX) return 0;
-    const int64_t blocks = (vocab + ASSAY_VOCAB_BLOCK - 1) / ASSAY_VOCAB_BLOCK;
-    return (size_t)(batch * blocks) * sizeof(block_part) + 64;
+static int is_penalty(float x) { return x > 0 && x <= FLT_MAX; }
+
+/* Everything that decides what is read and written, once a call. */
+static int arguments_are_right(const assay_verify_args *a, int *sampled) {
+    if (a->dtype < ASSAY_F32 || a->dtype > ASSAY_BF16 || a->ld < a->vocab) return 0;
+    if (a->rule < ASSAY_GREEDY || a->rule > ASSAY_TRAVERSAL_WITHOUT_REPLACEMENT) return 0;
+    if (!a->target_logits || !a->temperature || !a->output_token_ids || !a->num_accepted || !a->num_emitted || !a->status ||
+        !a->accept_index || !a->counters)
+        return 0;
+    if (a->cu_num_draft_tokens[a->batch] && !a->draft_token_ids) return 0;
+    if (a->parents && (a->rule == ASSAY_REJECTION || a->rule == ASSAY_BLOCK)) return 0;
+    if (a->draft_prob_ids && (!a->draft_prob_values || a->draft_prob_width < 0)) return 0;
+    if (a->draft_probs && a->draft_prob_ids) return 0;
+    if (a->rule == ASSAY_KSEQ && !a->draft_probs && !a->draft_prob_ids) return 0;
+    if (a->repetition_penalty && (!a->frequency_penalty || !a->presence_penalty || !a->cu_edits)) return 0;
+    if (a->cu_edits && a->cu_edits[a->batch] && (!a->edit_token_ids || !a->edit_bias || !a->edit_in_prompt || !a->edit_count))
+        return 0;
+    if (a->bitmask && a->bitmask_ld < (a->vocab + 31) / 32) return 0;
+    if (!(a->threshold_acc > 0) || !(a->threshold_single >= 0) || !(a->posterior_threshold >= 0) || !(a->posterior_alpha >= 0))
+        return 0;
+    for (int64_t b = 0; b < a->batch; b++) {
+        if ((int64_t)a->cu_num_draft_tokens[b + 1] - a->cu_num_draft_tokens[b] + 1 > a->max_out) return 0;
+        if (!(a->temperature[b] >= 0 && a->temperature[b] <= FLT_MAX)) return 0;
+        if (a->repetition_penalty && !is_penalty(a->repetition_penalty[b])) return 0;
+        if (a->max_emit && a->max_emit[b] < 0) return 0;
+        *sampled |= a->rule != ASSAY_GREEDY && a->temperature[b] > 0;
+    }
+    for (int64_t i = 0; a->cu_edits && i < a->cu_edits[a->batch]; i++)
+        if (a->edit_token_ids[i] < 0 || a->edit_token_ids[i] >= a->vocab) return 0;
+    if (*sampled && (a->rule == ASSAY_GUMBEL || !a->uniforms) && (!a->seed || !a->position)) return 0;
+    return 1;
 }
 
-int assay_chain_verify(const assay_chain_args *a, int variant, int num_threads, void *workspace,
-                       size_t workspace_bytes) {
-    if (!a || a->dtype < ASSAY_F32 || a->dtype > ASSAY_BF16 || num_threads < 0) return ASSAY_EINVAL;
-    const size_t needed = assay_chain_verify_workspace(a->batch, a->vocab);
-    if (!needed || a->ld < a->vocab || (a->rule != GREEDY && a->rule != REJECTION)) return ASSAY_EINVAL;
+size_t assay_verify_workspace(const assay_verify_args *a) {
+    assay_spec_call call;
+    return sizes_are_right(a) ? lay_out(a, &call, NULL) + 64 : 0;
+}
+
+int assay_verify(const assay_verify_args *a, int variant, int num_threads, void *workspace, size_t workspace_bytes) {
+    if (!sizes_are_right(a) || num_threads < 0) return ASSAY_EINVAL;
     const assay_spec_verify_kernel *kernel = assay_select(ASSAY_OP_spec_verify, variant);
     if (!kernel) return ASSAY_EISA;
     if (!a->batch) return ASSAY_OK;
-    const int32_t *cu = a->cu_num_draft_tokens;
-    if (!a->target_logits || !cu || !a->temperature || !a->output_token_ids || !a->num_accepted || !a->status ||
-        cu[0] != 0)
-        return ASSAY_EINVAL;
     int sampled = 0;
-    for (int64_t b = 0; b < a->batch; b++) {
-        if (cu[b + 1] < cu[b] || (int64_t)cu[b + 1] - cu[b] + 1 > a->max_out) return ASSAY_EINVAL;
-        if (!(a->temperature[b] >= 0 && a->temperature[b] <= FLT_MAX)) return ASSAY_EINVAL;
-        sampled |= a->rule == REJECTION && a->temperature[b] > 0;
-    }
-    if ((cu[a->batch] && !a->draft_token_ids) || (sampled && !a->uniforms && (!a->seed || !a->position)))
-        return ASSAY_EINVAL;
-    if (!workspace || workspace_bytes < needed) return ASSAY_EWORKSPACE;
+    if (!arguments_are_right(a, &sampled)) return ASSAY_EINVAL;
+    assay_spec_call call = {.a = a, .kernel = kernel};
+    uint8_t *base = (uint8_t *)(((uintptr_t)workspace + 63) & ~(uintptr_t)63);
+    if (!workspace || lay_out(a, &call, base) + 64 > workspace_bytes) return ASSAY_EWORKSPACE;
+    if (!filters(a)) call.histograms = NULL;
 
-    verification v = {.a = a, .kernel = kernel, .blocks = (a->vocab + ASSAY_VOCAB_BLOCK - 1) / ASSAY_VOCAB_BLOCK};
-    v.parts = (block_part *)(((uintptr_t)workspace + 63) & ~(uintptr_t)63);
     const int threads = num_threads ? num_threads : assay_num_threads();
     /* Enough requests: one a thread at a time. Few: threads share each row. */
     if (threads == 1 || a->batch < threads) {
-        v.threads = threads;
-        verify_requests(&v, 0, a->batch);
+        call.threads = threads;
+        verify_requests(&call, 0, a->batch);
         return ASSAY_OK;
     }
-    v.threads = 1;
-    const int wake = a->batch * a->vocab * (sampled ? 4 : 1) >= SHARE_ELEMENTS;
-    return assay_parallel_for(verify_requests, &v, a->batch, threads, wake);
+    call.threads = 1;
+    const int wake = a->batch * a->vocab * (sampled ? 4 : 1) >= WAKE_ELEMENTS;
+    return assay_parallel_for(verify_requests, &call, a->batch, threads, wake);
 }

@@ -2,7 +2,6 @@
 
 import ctypes
 import mmap
-import os
 
 import numpy as np
 import pytest
@@ -48,14 +47,8 @@ def guarded():
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
     """(ffi, lib) of a library whose AVX-512 kernels run on this CPU by emulated intrinsics (tests/emulate)."""
-    from assay.ops import info
     from emulate import build
 
-    if (
-        any(tier["isa"] == "avx512vnni" and tier["supported"] for tier in info.isa_tiers())
-        and "ASSAY_EMULATE" not in os.environ
-    ):
-        pytest.skip("this CPU runs the tier itself, so its variants are tested by name (ASSAY_EMULATE=1: emulated too)")
     try:
         return build.load(tmp_path_factory.mktemp("emulated"))
     except build.UnavailableError as exc:

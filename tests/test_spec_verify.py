@@ -8,11 +8,13 @@ import pytest
 import assay
 from assay import reference
 from assay.ops.speculative import uniform
+from assay.reference import verification
 from bf16 import BFloat16
 
 OP = "spec_verify"
 
 OK, NAN, EMPTY, INF, BAD_ID = range(5)
+INTS = ("output_token_ids", "num_accepted", "num_emitted", "status", "accept_index", "counters")
 
 
 def case(batch, vocab, most_drafts=4, *, dense=True, seed=0, dtype="float32"):
@@ -162,7 +164,7 @@ def test_reference_emits_exactly_the_target_law(vocab, drafts, one_hot):
     ids=["residual not subtracted", "absolute difference", "draft probability ignored", "lenient"],
 )
 def test_the_law_test_sees_a_wrong_rule(monkeypatch, name, mistake):
-    monkeypatch.setattr(reference.verify, name, mistake)
+    monkeypatch.setattr(verification, name, mistake)
     chain = Chain(3, 2)
     found = chain.thresholds(20, backend="reference")
     assert distance(chain.emitted_law(found), chain.target_law()) > 1e-3
@@ -449,8 +451,24 @@ def test_bad_draft_probabilities(variant, bad):
         assert tokens(got) == [-1, -1]
 
 
-@pytest.mark.parametrize("bad", [-2, 40, 2**31 - 1, 2**40, -(2**40)])
-def test_a_draft_outside_the_vocabulary(variant, bad):
+@pytest.mark.parametrize("big", [40, 2**31 - 1, 2**40])
+@pytest.mark.parametrize("dense", [True, False], ids=["dense", "one-hot"])
+def test_a_draft_beyond_the_vocabulary_is_rejected(variant, big, dense):
+    rows = np.zeros((4, 40), np.float32)
+    rows[0, 3] = 60
+    q = np.full((3, 40), 1 / 40, np.float32) if dense else None
+    for rule in ("greedy", "sampled", "rejection", "block"):
+        ids = np.array([3, big, 3], np.int64)
+        got = assay.verify(rows, ids, np.array([0, 3], np.int32), q, rule=rule, uniforms=np.full(5, 0.5), isa=variant)
+        assert got.status[0] == OK
+        assert got.num_accepted[0] == 1
+        assert tokens(got)[0] == 3
+        assert 0 <= tokens(got)[1] < 40
+        assert tokens(got)[2:] == [-1, -1]
+
+
+@pytest.mark.parametrize("bad", [-2, -(2**40)])
+def test_a_draft_below_the_vocabulary(variant, bad):
     rows = np.zeros((6, 40), np.float32)
     ids = np.array([3, bad, 3, 3], np.int64)
     cu = np.array([0, 3, 4], np.int32)
@@ -523,14 +541,13 @@ def test_out_and_strided_logits(variant):
     want = assay.verify_chain(**args, isa=variant)
     wide = np.zeros((len(args["target_logits"]), 77), np.float32)
     wide[:, 5:45] = args["target_logits"]
-    out = tuple(np.full_like(a, 9) for a in want)
+    out = want._replace(**{n: np.full_like(getattr(want, n), 9) for n in INTS})
     got = assay.verify_chain(**args | {"target_logits": wide[:, 5:45]}, out=out, isa=variant)
-    assert got.output_token_ids is out[0]
-    assert got.num_accepted is out[1]
-    assert got.status is out[2]
+    for name in INTS:
+        assert getattr(got, name) is getattr(out, name)
     assert_same(got, want)
     room = np.full((6, want.output_token_ids.shape[1] + 4), 9, np.int32)
-    assay.verify_chain(**args, out=(room[:, :-4], None, None), isa=variant)
+    assay.verify_chain(**args, out=(room[:, :-4], None, None, None, None, None), isa=variant)
     np.testing.assert_array_equal(room[:, :-4], want.output_token_ids)
     assert (room[:, -4:] == 9).all()
 
@@ -574,10 +591,10 @@ def test_bad_arguments_say_got_and_wanted():
         (ValueError, "seed: expected one for each request", call(seed=None)),
         (ValueError, "position: expected one for each request", call(position=None)),
         (ValueError, "seed: expected an integer in 0..18446744073709551615, got -1", call(seed=-1)),
-        (ValueError, "rule: expected one of greedy, rejection, got 'typical'", call(rule="typical")),
+        (ValueError, "rule: expected one of greedy, sampled, .*, got 'lucky'", call(rule="lucky")),
         (ValueError, rf"uniforms: expected \[sum K_b \+ 2 B\] = \[{n + 6}\]", call(uniforms=np.full(n, 0.5))),
         (ValueError, r"uniforms: expected values inside \(0, 1\), got 1.0", call(uniforms=np.ones(n + 6))),
-        (ValueError, "output_token_ids: expected shape", call(out=(np.empty((3, 1), np.int32), None, None))),
+        (ValueError, "output_token_ids: expected shape", call(out=(np.empty((3, 1), np.int32), *[None] * 5))),
         (TypeError, "out: expected", call(out=np.empty(3, np.int32))),
         (ValueError, "backend: expected one of", call(backend="cuda")),
         (ValueError, "isa: only backend 'c'", call(isa="scalar", backend="numba")),

@@ -15,8 +15,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
-#: As CMakeLists.txt has them, but for the emulated tier. -O1: GCC spends minutes on the emulation otherwise.
-COMMON = ["-std=c11", "-O1", "-ffp-contract=off", "-fPIC", "-Wno-psabi", "-pthread"]
+#: As CMakeLists.txt has them, but for the emulated tier. -O0: GCC spends minutes on the emulation otherwise.
+COMMON = ["-std=c11", "-O0", "-ffp-contract=off", "-fPIC", "-Wno-psabi", "-pthread"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 EMULATED = [*AVX2, f"-I{HERE}"]
 TIERS = {"scalar": [], "avx2": AVX2, "avxvnni": EMULATED, "avx512vnni": EMULATED, "amx": EMULATED}

@@ -71,16 +71,17 @@ INLINE float weights_of(const void *row, int dtype, int64_t n, float shift, floa
 }
 
 /* Eight elements of the residual; collects in *bad where q is no probability. */
-INLINE __m256 excess(__m256 x, __m256 q, __m256 shift, __m256 inverse_t, __m256 scale, __m256 *bad) {
+INLINE __m256 excess(__m256 x, __m256 q, __m256 shift, __m256 inverse_t, __m256 scale, __m256 c, __m256 *bad) {
     const __m256 p = _mm256_mul_ps(vexp8(_mm256_mul_ps(_mm256_sub_ps(x, shift), inverse_t)), scale);
     *bad = _mm256_or_ps(*bad, _mm256_or_ps(_mm256_cmp_ps(q, _mm256_setzero_ps(), _CMP_NGE_UQ),
                                            _mm256_cmp_ps(q, _mm256_set1_ps(FLT_MAX), _CMP_NLE_UQ)));
-    return _mm256_max_ps(_mm256_sub_ps(p, q), _mm256_setzero_ps());
+    return _mm256_max_ps(_mm256_sub_ps(p, _mm256_mul_ps(q, c)), _mm256_setzero_ps());
 }
 
 INLINE float residual_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, float scale, const float *q,
-                         float *out) {
-    const __m256 m = _mm256_set1_ps(shift), t = _mm256_set1_ps(inverse_t), c = _mm256_set1_ps(scale);
+                         float c, float *out) {
+    const __m256 m = _mm256_set1_ps(shift), t = _mm256_set1_ps(inverse_t);
+    const __m256 a = _mm256_set1_ps(scale), cs = _mm256_set1_ps(c);
     __m256 s0 = _mm256_setzero_ps(), s1 = s0, bad = s0;
     assay_tail tail;
     float q_tail[16] = {0};
@@ -89,8 +90,8 @@ INLINE float residual_of(const void *row, int dtype, int64_t n, float shift, flo
         const void *at = whole ? row : assay_tail_of(&tail, row, dtype, i, n);
         const float *q_at = whole ? q + i : q_tail;
         if (!whole) memcpy(q_tail, q + i, (size_t)(n - i) * 4);
-        const __m256 e0 = excess(load8(at, dtype, whole ? i : 0), _mm256_loadu_ps(q_at), m, t, c, &bad);
-        const __m256 e1 = excess(load8(at, dtype, whole ? i + 8 : 8), _mm256_loadu_ps(q_at + 8), m, t, c, &bad);
+        const __m256 e0 = excess(load8(at, dtype, whole ? i : 0), _mm256_loadu_ps(q_at), m, t, a, cs, &bad);
+        const __m256 e1 = excess(load8(at, dtype, whole ? i + 8 : 8), _mm256_loadu_ps(q_at + 8), m, t, a, cs, &bad);
         _mm256_storeu_ps(out + i, e0);
         _mm256_storeu_ps(out + i + 8, e1);
         s0 = _mm256_add_ps(s0, e0);

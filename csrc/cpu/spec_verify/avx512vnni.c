@@ -63,8 +63,9 @@ INLINE float weights_of(const void *row, int dtype, int64_t n, float shift, floa
 }
 
 INLINE float residual_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, float scale, const float *q,
-                         float *out) {
-    const __m512 m = _mm512_set1_ps(shift), t = _mm512_set1_ps(inverse_t), c = _mm512_set1_ps(scale);
+                         float c, float *out) {
+    const __m512 m = _mm512_set1_ps(shift), t = _mm512_set1_ps(inverse_t);
+    const __m512 a = _mm512_set1_ps(scale), cs = _mm512_set1_ps(c);
     const __m512 zero = _mm512_setzero_ps(), most = _mm512_set1_ps(FLT_MAX);
     __m512 sum = zero;
     unsigned bad = 0;
@@ -75,8 +76,8 @@ INLINE float residual_of(const void *row, int dtype, int64_t n, float shift, flo
         const __m512 x = load16(whole ? row : assay_tail_of(&tail, row, dtype, i, n), dtype, whole ? i : 0);
         if (!whole) memcpy(q_tail, q + i, (size_t)(n - i) * 4);
         const __m512 qi = _mm512_loadu_ps(whole ? q + i : q_tail);
-        const __m512 p = _mm512_mul_ps(vexp16(_mm512_mul_ps(_mm512_sub_ps(x, m), t)), c);
-        const __m512 e = _mm512_max_ps(_mm512_sub_ps(p, qi), zero);
+        const __m512 p = _mm512_mul_ps(vexp16(_mm512_mul_ps(_mm512_sub_ps(x, m), t)), a);
+        const __m512 e = _mm512_max_ps(_mm512_sub_ps(p, _mm512_mul_ps(qi, cs)), zero);
         bad |= (unsigned)_mm512_cmp_ps_mask(qi, zero, _CMP_NGE_UQ) | (unsigned)_mm512_cmp_ps_mask(qi, most, _CMP_NLE_UQ);
         _mm512_storeu_ps(out + i, e);
         sum = _mm512_add_ps(sum, e);

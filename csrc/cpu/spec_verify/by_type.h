@@ -27,8 +27,8 @@ static float weights(const void *row, int dtype, int64_t n, float shift, float i
 }
 
 static float residual(const void *row, int dtype, int64_t n, float shift, float inverse_t, float scale, const float *q,
-                      float *out) {
-#define CALL(type) residual_of(row, type, n, shift, inverse_t, scale, q, out)
+                      float c, float *out) {
+#define CALL(type) residual_of(row, type, n, shift, inverse_t, scale, q, c, out)
     BY_TYPE(CALL);
 #undef CALL
 }

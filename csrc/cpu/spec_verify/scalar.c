@@ -32,14 +32,14 @@ static float weights(const void *row, int dtype, int64_t n, float shift, float i
 }
 
 static float residual(const void *row, int dtype, int64_t n, float shift, float inverse_t, float scale, const float *q,
-                      float *out) {
+                      float c, float *out) {
     float lane[16] = {0};
     int bad = 0;
     for (int64_t i = 0; i < assay_round_up(n, 16); i++) {
         out[i] = 0;
         if (i < n) {
             const float p = assay_vexp((assay_load_f32(row, dtype, i) - shift) * inverse_t) * scale;
-            const float excess = p - q[i];
+            const float excess = p - q[i] * c;
             bad |= !(q[i] >= 0 && q[i] <= FLT_MAX);
             if (excess > 0) out[i] = excess;
         }

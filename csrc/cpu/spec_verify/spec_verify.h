@@ -1,5 +1,5 @@
 /* spec_verify's kernels: passes over one block of one row of logits. Which blocks, in which order, and what becomes of the
- * results is spec_verify.c's business, the same for every variant; so are the bits.
+ * results is spec_rows.c's business, the same for every variant; so are the bits.
  *
  * `row` points at the block's first element; 1 <= n <= ASSAY_VOCAB_BLOCK; `out` holds a whole block, and gets zeros up to
  * the next multiple of 16. Sums: 16 float32 lanes, element i in lane i mod 16, folded as vexp.h says. */
@@ -15,10 +15,10 @@ typedef struct {
     int64_t (*find)(const void *row, int dtype, int64_t n, float value);
     /* out[i] = vexp((row[i] - shift) * inverse_t); returns their sum. shift is finite and the largest element or more. */
     float (*weights)(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *out);
-    /* out[i] = max(0, vexp((row[i] - shift) * inverse_t) * scale - q[i]); returns their sum, or NaN when a q[i] is NaN,
-     * infinite or negative. */
+    /* out[i] = max(0, vexp((row[i] - shift) * inverse_t) * scale - q[i] * c); returns their sum, or NaN when a q[i] is
+     * NaN, infinite or negative. */
     float (*residual)(const void *row, int dtype, int64_t n, float shift, float inverse_t, float scale, const float *q,
-                      float *out);
+                      float c, float *out);
 } assay_spec_verify_kernel;
 
 #endif

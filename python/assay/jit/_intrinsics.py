@@ -64,6 +64,26 @@ def _load(context: Any, builder: Any, signature: Any, args: Any, kind: Any) -> A
 
 
 @intrinsic
+def bits_of_double(typingctx: Any, x: Any) -> Any:
+    """The bits of a float64, as uint64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(64))
+
+    return types.uint64(types.float64), codegen
+
+
+@intrinsic
+def double_of_bits(typingctx: Any, bits: Any) -> Any:
+    """The float64 of a uint64's bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.uint64), codegen
+
+
+@intrinsic
 def load_lane(typingctx: Any, data: Any, at: Any) -> Any:
     """Four bytes of a uint8 array as one little-endian int32."""
 
@@ -83,4 +103,6 @@ def load_float(typingctx: Any, data: Any, at: Any) -> Any:
     return types.float32(data, types.intp), codegen
 
 
-__all__ = ["bits_of_float", "float_of_bits", "fma32", "half_to_float", "load_float", "load_lane"]
+__all__ = [
+    "bits_of_double", "bits_of_float", "double_of_bits", "float_of_bits", "fma32", "half_to_float", "load_float", "load_lane",
+]  # fmt: skip

@@ -1,79 +1,161 @@
 """Verification of speculative drafts: which draft tokens stand, and the token that follows them."""
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import reference
 from .._ffi import FLOAT_DTYPES, FLOAT_NAMES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
+from ..reference.verify_arguments import RULES, VerifyArguments, VerifyOutputs
+from . import _verify_arguments as arguments
 from ._backends import twin, widen
 from ._outputs import as_outputs, copy_back, dense
+from ._verify_arguments import Ragged, SparseProbs
 
-_RULES = {"greedy": 0, "rejection": 1}
-_MOST = 2**31 - 1
+__all__ = ["RULES", "Ragged", "SparseProbs", "VerifyResult", "sample", "uniform", "verify", "verify_chain"]
+
+_RULE_NUMBERS = {name: number for number, name in enumerate(RULES)}
+_NONE_DRAFTED = np.empty(0, np.int32)
 
 
 class VerifyResult(NamedTuple):
-    """What each request emits.
+    """What each request emits; W = max K_b + 1.
 
     Attributes
     ----------
-    output_token_ids : int32 [B, max K_b + 1]
+    output_token_ids : int32 [B, W]
         The accepted draft tokens and the one that follows them; -1 pads.
     num_accepted : int32 [B]
-        Draft tokens accepted; one token more is emitted where the status is 0.
+        Draft tokens that stand, before stop ids and `max_emit` cut the output.
+    num_emitted : int32 [B]
+        Tokens in `output_token_ids`: num_accepted + 1 where nothing is cut.
     status : int32 [B]
         0, or why the request emits nothing: 1 a NaN in a row of logits that was reached (or a draft probability that
         was read is negative or not finite), 2 such a row is minus infinity throughout, 3 it holds a plus infinity,
-        4 a draft token id is outside [-1, V).
+        4 a draft token id is below -1, 5 `parents` make no tree.
+    accept_index : int32 [B, W - 1]
+        The accepted drafts, as indices within the request, root to leaf: the rows whose keys and values stay; -1 pads.
+    logprobs : float32 [B, W] or None
+        log p of every emitted token (of temperature 1 and without top_k and the like where temperature is 0); NaN pads.
+    lossless : bool
+        Whether what is emitted has the target's law.
+    counters : int32 [B, 4]
+        Rows read; passes over a row more, for residuals; drafts whose own draft probability is 0; empty residuals that
+        the target's distribution replaced.
     """
 
     output_token_ids: Any
     num_accepted: Any
+    num_emitted: Any
     status: Any
+    accept_index: Any
+    logprobs: Any
+    lossless: bool
+    counters: Any
 
 
-def verify_chain(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, draft_probs: Any = None, *,
-                 temperature: Any = 1.0, seed: Any = None, position: Any = None, rule: str = "rejection",
-                 uniforms: Any = None, out: Any = None, backend: str = "c", isa: str | None = None,
-                 num_threads: int | None = None) -> VerifyResult:  # fmt: skip
-    """Verifies one chain of draft tokens a request, a ragged batch of them in one call.
+def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, draft_probs: Any = None, *,
+           rule: str = "rejection", parents: Any = None, temperature: Any = 1.0, top_k: Any = 0, top_p: Any = 1.0,
+           min_p: Any = 0.0, typical_p: Any = 1.0, repetition_penalty: Any = 1.0, frequency_penalty: Any = 0.0,
+           presence_penalty: Any = 0.0, prompt_token_ids: Any = None, generated_token_ids: Any = None,
+           logit_bias: Any = None, allowed_token_ids: Any = None, banned_token_ids: Any = None, bitmask: Any = None,
+           seed: Any = None, position: Any = None, uniforms: Any = None, posterior_threshold: float = 0.09,
+           posterior_alpha: float = 0.3, threshold_single: float = 1.0, threshold_acc: float = 1.0,
+           stop_token_ids: Any = None, max_emit: Any = None, draft_to_target: Any = None,
+           return_logprobs: bool = False, out: Any = None, backend: str = "c", isa: str | None = None,
+           num_threads: int | None = None) -> VerifyResult:  # fmt: skip
+    """Verifies the drafts of a ragged batch of requests, chains or trees, in one call.
 
     Request b drafted ``K_b = cu[b + 1] - cu[b]`` tokens (none is fine) and owns K_b + 1 rows of `target_logits`, from
-    row ``cu[b] + b`` on. With p = softmax(logits / temperature) and q the draft's distribution:
+    row ``cu[b] + b`` on: the row after its committed tokens, then the row after each draft. p is a row's distribution
+    after the processors, q the one that a draft was drawn from, u a uniform number in (0, 1). Rules:
 
-    - ``rule="greedy"``: a draft token is accepted while it is the argmax (the first of equals).
-    - ``rule="rejection"``: accepted when u q(x) < p(x), else a token of (p - q)+ takes its place; after the last, one of
-      p (Leviathan et al. 2023, arXiv:2211.17192, Algorithm 1). The output has the law of sampling from p token by token.
-      A request of temperature 0 is greedy in the same call.
+    ``greedy``
+        A draft is accepted while it is the argmax (the first of equals).
+    ``sampled``
+        A token is drawn from p; a draft that equals it is accepted. The output is bit for bit that of plain sampling
+        (:func:`sample`) with the same seed, for any drafts.
+    ``gumbel``
+        The same with the argmax of log p + Gumbel noise keyed by seed, position and token: a drafter that uses the same
+        noise agrees most often (Daliri et al., arXiv:2408.07978).
+    ``rejection``
+        Chains: accepted when u q(x) < p(x), else a token of (p - q)+ takes its place (Leviathan et al.,
+        arXiv:2211.17192, Algorithm 1).
+    ``block``
+        Chains: block verification (Sun et al., arXiv:2403.10444); accepts no fewer. With one-hot drafts it equals
+        ``rejection``, which then runs.
+    ``specinfer``, ``specinfer_without_replacement``
+        Trees, siblings in the order they were drawn, with or without replacement (Miao et al., arXiv:2305.09781; Chen et
+        al., arXiv:2402.12374). Siblings sorted after they were drawn make the output biased. One-hot siblings may be in
+        any order.
+    ``target_only``
+        Trees of drafts that are a function of the context (top-k): one u a level against the siblings' cumulated p; the
+        leftover is drawn from p without them. `threshold_single` or `threshold_acc` below 1 accept more, lossy (SGLang).
+    ``typical``
+        Trees: accepted when p(x) > min(posterior_threshold, posterior_alpha exp(-H(p))), H the entropy in nats; the
+        longest path, then the most probable. Lossy (Medusa, arXiv:2401.10774, whose epsilon is `posterior_threshold` and
+        whose delta is `posterior_alpha`; Medusa's code has defaults of 0.3 and 0.09, its published runs 0.09 and 0.3).
+    ``kseq``
+        Trees whose siblings were drawn independently from one q: K-SEQ (Sun et al., arXiv:2310.15141), with the best rho.
+    ``traversal``, ``traversal_without_replacement``
+        Trees, leaf to root (Weng et al., arXiv:2505.12398): ``block`` on trees. One-hot drafts: as ``specinfer``.
 
-    Both are lossless. u is a function of the request's seed, the token's position and its purpose alone
-    (Philox4x32-10), so a request's output does not depend on the batch around it, on threads, or on the C variant.
+    All are lossless but ``typical``, and ``target_only`` with a threshold below 1. A request of temperature 0 is greedy in
+    the same call. The exact conditions stand in csrc/assay.h.
+
+    Random numbers are Philox4x32-10 of the request's seed, the token's position, the purpose and the draft's place among
+    its siblings: a request's output does not depend on the batch around it, on threads, or on the C variant.
 
     Parameters
     ----------
     target_logits : float32, float16 or bfloat16 [sum(K_b + 1), V]
-        numpy or any CPU DLPack tensor; rows may be strided. A row is read once, and once more only where it must be
-        resampled; rows after a request's first rejection are not read.
+        numpy or any CPU DLPack tensor; rows may be strided. Rows that the walk does not reach are not read.
     draft_token_ids : int32 or int64 [sum K_b]
-        -1 ends a request's draft early.
+        -1: absent, with all that follow it; an id of V or more is rejected.
     cu_num_draft_tokens : int32 [B + 1]
         Starts at 0, does not decrease.
-    draft_probs : float32 [sum K_b, V], optional
-        The distribution each draft token was sampled from, in C order, filtered just as the drafter filtered it.
-        Without it drafts count as certain (one-hot), right for n-gram and other deterministic drafts.
+    draft_probs : float32 [sum K_b, V], SparseProbs, optional
+        The distribution each draft was drawn from, filtered just as the drafter filtered it; siblings have the same (the
+        first one's row is read). Without it drafts count as certain (one-hot), right for deterministic drafts.
+    rule : str
+    parents : int32 [sum K_b], optional
+        Index of each draft's parent within its request, less than its own; -1 follows the committed tokens. Siblings are
+        in draw order. Without it every draft follows the one before.
     temperature : float or float32 [B]
         0 (greedy) or more.
+    top_k, top_p, min_p, typical_p : number or [B]
+        Filters, in this order, each over what the one before left. 0, 1, 0 and 1 turn them off. top_k keeps the lower id
+        of equals; top_p and typical_p the fewest tokens whose mass reaches it; min_p those at least so likely as that
+        share of the likeliest.
+    repetition_penalty, frequency_penalty, presence_penalty : number or [B]
+        As in vLLM: repetition divides positive and multiplies negative logits of tokens of the prompt, the generated
+        text and the drafts before the row; the others count generated and drafted tokens.
+    prompt_token_ids, generated_token_ids : sequence of B id arrays, or Ragged, optional
+        For the penalties.
+    logit_bias : dict, or sequence of B dicts, optional
+        Token id to what is added, after the penalties.
+    allowed_token_ids, banned_token_ids : ids, or sequence of B of them, optional
+    bitmask : int32 or uint32 [B or sum(K_b + 1), ceil(V / 32)], optional
+        Bit v mod 32 of word v / 32 allows token v: a grammar's mask, for each request or each row.
     seed : int or uint64 [B]
     position : int or int64 [B]
         Of the first new token in its sequence: what keeps the random numbers of successive calls apart.
-        Both are needed for rejection at temperature above 0, unless `uniforms` are given.
+        Both are needed for rules that draw, at temperature above 0, unless `uniforms` are given.
     uniforms : float64 [sum K_b + 2 B], optional
-        Random numbers in (0, 1) to use instead: request b's begin at ``cu[b] + 2 b``: K_b for acceptance, one for the
-        residual, one for the last token.
-    out : (int32 [B, max K_b + 1], int32 [B], int32 [B]), optional
-        Written in place, for example an earlier result.
+        Random numbers in (0, 1) to use instead: request b's begin at ``cu[b] + 2 b``: K_b for acceptance (draft j's;
+        target_only: a level's is its first sibling's), one for the residual, one for a token of p. ``sampled``: number d
+        draws the token at depth d. Not for ``gumbel``.
+    stop_token_ids : ids, or sequence of B of them, optional
+        The output ends with the first of these.
+    max_emit : int or int32 [B], optional
+        Most tokens to emit; at 0 nothing is read.
+    draft_to_target : int32 or int64 [V_draft], optional
+        The target's ids of a drafter's smaller vocabulary, in which `draft_token_ids` and the columns of `draft_probs`
+        then are.
+    return_logprobs : bool
+    out : VerifyResult, or tuple of int32 arrays, optional
+        An earlier result, or (output_token_ids, num_accepted, num_emitted, status, accept_index, counters), written in
+        place; None for those to be made.
     backend : {"c", "numba", "reference"}
         The reference computes in float64.
     isa, num_threads
@@ -86,150 +168,203 @@ def verify_chain(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: 
     """
     logits = as_tensor(target_logits, "target_logits", FLOAT_NAMES, 2)
     cu = as_tensor(cu_num_draft_tokens, "cu_num_draft_tokens", ("int32", "int64"), 1)
-    counts, batch, drafts = _counts(cu.array)
+    batch, drafts, most = arguments.counts(cu.array)
     rows, vocab = logits.shape
-    if vocab < 1 or vocab > _MOST:
+    if vocab < 1 or vocab > arguments.MOST:
         raise ValueError(f"target_logits: expected [sum(K_b + 1), V] with 1 <= V < 2^31, got {list(logits.shape)}")
     if rows != drafts + batch:
         raise ValueError(f"target_logits: expected sum(K_b + 1) = {drafts + batch} rows, got {rows}")
-    ids = as_tensor(draft_token_ids, "draft_token_ids", ("int32", "int64"), 1)
-    if ids.shape != (drafts,):
-        raise ValueError(f"draft_token_ids: expected [sum K_b] = [{drafts}], got {list(ids.shape)}")
-    q = None
-    if draft_probs is not None:
-        q = as_tensor(draft_probs, "draft_probs", ("float32",), 2, contiguous=True)
-        if q.shape != (drafts, vocab):
-            raise ValueError(f"draft_probs: expected [sum K_b, V] = {[drafts, vocab]}, got {list(q.shape)}")
-    if rule not in _RULES:
-        raise ValueError(f"rule: expected one of {', '.join(_RULES)}, got {rule!r}")
-    t = _per_request(temperature, "temperature", "float32", ("float32", "float64"), batch)
-    hottest = float(t.max(initial=0))
-    if not (hottest < np.inf and t.min(initial=0) >= 0):  # a NaN fails both
-        bad = t[~(np.isfinite(t) & (t >= 0))][0]
-        raise ValueError(f"temperature: expected finite values of 0 or more, got {bad}")
-    sampled = rule == "rejection" and hottest > 0
-    u = None if uniforms is None else _uniforms(uniforms, drafts + 2 * batch)
-    if sampled and u is None and (seed is None or position is None):
-        missing = "seed" if seed is None else "position"
-        raise ValueError(f"{missing}: expected one for each request (or uniforms) with rule='rejection', got None")
-    seeds = _per_request(0 if seed is None else seed, "seed", "uint64", ("uint64", "int64"), batch)
-    positions = _per_request(0 if position is None else position, "position", "int64", ("int64", "int32"), batch)
-
-    width = int(counts.max(initial=0)) + 1
-    outputs, result = as_outputs(
-        out, ("output_token_ids", "num_accepted", "status"), ("int32",) * 3, ((batch, width), (batch,), (batch,)),
-        [logits, ids, cu, *([] if q is None else [q])],
-    )  # fmt: skip
-    # Ids beyond int32 stay outside the vocabulary.
-    id32 = np.ascontiguousarray(ids.array if ids.dtype == "int32" else np.clip(ids.array, -2, _MOST), np.int32)
+    arguments.check_rule(rule, tree=parents is not None, has_q=draft_probs is not None, uniforms=uniforms is not None)
+    ids = arguments.as_ids(draft_token_ids, "draft_token_ids", drafts)
+    d2t = None if draft_to_target is None else arguments.draft_map(draft_to_target, vocab)
+    if d2t is not None:
+        ids = arguments.translate(ids, d2t)
+    t, sampled = arguments.temperatures(temperature, batch)
+    sampled = sampled and rule != "greedy"
     cu32 = np.ascontiguousarray(cu.array, np.int32)
-    if backend == "c":
-        written = dense(outputs)
-        _call(logits, id32, cu32, q, rule, t, seeds, positions, u, written, isa, num_threads)
-        copy_back(outputs, written)
+    a = VerifyArguments(rule, batch, vocab, most + 1, ids, cu32, t, logprobs=return_logprobs)
+    if parents is not None:
+        a.parents = arguments.as_ids(parents, "parents", drafts)
+    if draft_probs is not None:
+        a.draft_probs, a.sparse_ids, a.sparse_probs = arguments.draft_distributions(draft_probs, drafts, vocab, d2t)
+    arguments.filters(a, top_k, top_p, min_p, typical_p)
+    arguments.penalties(a, repetition_penalty, frequency_penalty, presence_penalty)
+    if a.repetition_penalty is not None or logit_bias or banned_token_ids is not None:
+        a.edits = arguments.edits(
+            batch, vocab, prompt=prompt_token_ids, generated=generated_token_ids, logit_bias=logit_bias,
+            banned=banned_token_ids, penalties=a.repetition_penalty is not None,
+        )  # fmt: skip
+    if bitmask is not None or allowed_token_ids is not None:
+        a.bitmask, a.bitmask_per_row = arguments.masks(bitmask, allowed_token_ids, batch, rows, cu32, vocab)
+    if rule in ("typical", "target_only"):
+        arguments.thresholds(a, posterior_threshold, posterior_alpha, threshold_single, threshold_acc)
+    if sampled:
+        if uniforms is not None:
+            a.uniforms = arguments.check_uniforms(uniforms, drafts + 2 * batch)
+        elif seed is None or position is None:
+            missing = "seed" if seed is None else "position"
+            raise ValueError(f"{missing}: expected one for each request (or uniforms) with rule={rule!r}, got None")
+        else:
+            a.seed = arguments.per_request(seed, "seed", "uint64", batch)
+            a.position = arguments.per_request(position, "position", "int64", batch)
+    if stop_token_ids is not None:
+        a.stop_ids, a.cu_stop = arguments.stops(stop_token_ids, batch)
+    if max_emit is not None:
+        a.max_emit = arguments.limited(max_emit, "max_emit", batch)
+
+    logprobs = np.empty((batch, most + 1), np.float32) if return_logprobs else None
+    if out is None:
+        written, result = _fresh(batch, most + 1, logprobs), None
+        _run(logits, a, written, backend, isa, num_threads)
+        ints = (written.output_token_ids, written.num_accepted, written.num_emitted, written.status,
+                written.accept_index, written.counters)  # fmt: skip
     else:
-        probs = None if q is None else q.array
-        found = _other_backend(backend, isa)(widen(logits), id32, cu32, probs, rule, t, seeds, positions, u)
-        for tensor, array in zip(outputs, found, strict=True):
-            tensor.array[...] = array
-    return VerifyResult(*result)
+        inputs = [logits, cu] + [
+            as_tensor(x, "", (x.dtype.name,), x.ndim) for x in (ids, a.draft_probs) if x is not None
+        ]
+        outputs, result = as_outputs(_earlier(out), _INT_NAMES, ("int32",) * 6, _shapes(batch, most + 1), inputs)
+        stand_ins = dense(outputs)
+        _run(logits, a, _outputs([x.array for x in stand_ins], logprobs), backend, isa, num_threads)
+        copy_back(outputs, stand_ins)
+        ints = tuple(result)
+    lossless = not sampled or not (
+        rule == "typical" or (rule == "target_only" and min(threshold_acc, threshold_single) < 1)
+    )
+    return VerifyResult(*ints[:5], logprobs, lossless, ints[5])
+
+
+def sample(
+    logits: Any, *, seed: Any = None, position: Any = None, rule: str = "sampled", **options: Any
+) -> VerifyResult:
+    """Plain sampling: a token of each row, as the rules ``sampled`` and ``gumbel`` of :func:`verify` draw it.
+
+    What a loop without speculation calls, and a draft model too: with the same seed and position, verification by the same
+    rule emits the same tokens.
+
+    Parameters
+    ----------
+    logits : float32, float16 or bfloat16 [B, V]
+    seed, position
+        As for :func:`verify`; position is the sampled token's own.
+    rule : {"sampled", "gumbel", "greedy"}
+    options
+        Temperature, filters, penalties, masks and the rest, as for :func:`verify`.
+
+    Returns
+    -------
+    VerifyResult
+        ``output_token_ids[:, 0]`` are the tokens.
+    """
+    if rule not in ("sampled", "gumbel", "greedy"):
+        raise ValueError(f"rule: expected sampled, gumbel or greedy, got {rule!r}")
+    rows = as_tensor(logits, "logits", FLOAT_NAMES, 2).shape[0]
+    none = np.zeros(rows + 1, np.int32)
+    return verify(logits, _NONE_DRAFTED, none, rule=rule, seed=seed, position=position, **options)
+
+
+def verify_chain(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, draft_probs: Any = None,
+                 **options: Any) -> VerifyResult:  # fmt: skip
+    """:func:`verify` for chains, by rejection unless `rule` says otherwise."""
+    if "parents" in options:
+        raise ValueError("parents: verify_chain takes chains; verify takes trees")
+    return verify(target_logits, draft_token_ids, cu_num_draft_tokens, draft_probs, **options)
 
 
 def uniform(seed: int, position: int, domain: int, node: int = 0) -> float:
-    """The random number in (0, 1) that verification draws: domain 1 accepts, 2 resamples, 3 draws the last token."""
+    """The random number in (0, 1) that verification draws.
+
+    Domain 0 is left to drafters, 1 accepts, 2 resamples, 3 draws a token of p.
+    """
     return float(lib.assay_uniform(seed & (2**64 - 1), position, domain, node))
 
 
-def _counts(cu: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """K_b, B and sum K_b."""
-    if len(cu) < 1:
-        raise ValueError("cu_num_draft_tokens: expected [B + 1] values, got none")
-    if cu[0] != 0:
-        raise ValueError(f"cu_num_draft_tokens: expected to start at 0, got {int(cu[0])}")
-    ends = cu.astype(np.int64)
-    counts = ends[1:] - ends[:-1]
-    if counts.min(initial=0) < 0:
-        at = int(np.flatnonzero(counts < 0)[0])
-        raise ValueError(
-            f"cu_num_draft_tokens: expected not to decrease, got {int(cu[at])} then {int(cu[at + 1])} at index {at + 1}"
-        )
-    if int(cu[-1]) + len(cu) > _MOST:
-        raise ValueError(f"cu_num_draft_tokens: expected fewer than 2^31 rows, got {int(cu[-1])} drafts")
-    return counts, len(counts), int(cu[-1])
+_INT_NAMES = ("output_token_ids", "num_accepted", "num_emitted", "status", "accept_index", "counters")
 
 
-_RANGES = {dtype: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) for dtype in ("int64", "uint64")}
+def _shapes(batch: int, width: int) -> tuple[tuple[int, ...], ...]:
+    return (batch, width), (batch,), (batch,), (batch,), (batch, width - 1), (batch, lib.ASSAY_COUNTERS)
 
 
-@lru_cache(maxsize=64)
-def _filled(value: Any, dtype: str, batch: int) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        array = np.full(batch, value, dtype)
-    array.flags.writeable = False
-    return array
+def _fresh(batch: int, width: int, logprobs: np.ndarray | None) -> VerifyOutputs:
+    """Outputs in one piece of memory."""
+    arrays, at = [], 0
+    memory = np.empty(batch * (2 * width + 2 + lib.ASSAY_COUNTERS), np.int32)
+    for shape in _shapes(batch, width):
+        if len(shape) == 1:
+            arrays.append(memory[at : at + batch])
+            at += batch
+        else:
+            arrays.append(memory[at : at + batch * shape[1]].reshape(shape))
+            at += batch * shape[1]
+    return _outputs(arrays, logprobs)
 
 
-def _per_request(value: Any, name: str, dtype: str, dtypes: tuple[str, ...], batch: int) -> np.ndarray:
-    """One number for all requests, or an array of one for each, contiguous and of this dtype."""
-    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
-        if dtype != "float32":
-            low, high = _RANGES[dtype]
-            if int(value) != value or not low <= value <= high:
-                raise ValueError(f"{name}: expected an integer in {low}..{high}, got {value}")
-            value = int(value)
-        return _filled(value, dtype, batch)
-    array = as_tensor(value, name, dtypes, 1).array
-    if array.shape != (batch,):
-        raise ValueError(f"{name}: expected one number or [B] = [{batch}], got {list(array.shape)}")
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array.astype(dtype, copy=False))  # int64 seeds keep their bits
+def _outputs(arrays: list[np.ndarray], logprobs: np.ndarray | None) -> VerifyOutputs:
+    tokens, accepted, emitted, status, path, counters = arrays
+    return VerifyOutputs(tokens, accepted, emitted, status, path, logprobs, counters)
 
 
-def _uniforms(uniforms: Any, count: int) -> np.ndarray:
-    u = as_tensor(uniforms, "uniforms", ("float64",), 1).array
-    if u.shape != (count,):
-        raise ValueError(f"uniforms: expected [sum K_b + 2 B] = [{count}], got {list(u.shape)}")
-    inside = (u > 0) & (u < 1)
-    if not inside.all():
-        raise ValueError(f"uniforms: expected values inside (0, 1), got {u[~inside][0]}")
-    return np.ascontiguousarray(u)
+def _earlier(out: Any) -> Any:
+    if isinstance(out, VerifyResult):
+        return tuple(getattr(out, name) for name in _INT_NAMES)
+    return out
 
 
-def _call(logits: Tensor, ids: np.ndarray, cu: np.ndarray, q: Tensor | None, rule: str, temperature: np.ndarray,
-          seed: np.ndarray, position: np.ndarray, uniforms: np.ndarray | None, outputs: list[Tensor], isa: str | None,
-          num_threads: int | None) -> None:  # fmt: skip
-    def pointer(kind: str, array: np.ndarray | None) -> Any:
-        return ffi.from_buffer(f"{kind}[]", array) if array is not None and array.size else ffi.NULL
-
-    tokens, accepted, status = (t.array for t in outputs)
-    batch, vocab = len(temperature), logits.shape[1]
-    args = ffi.new(
-        "assay_chain_args *",
-        {
-            "target_logits": logits.ptr,
-            "dtype": FLOAT_DTYPES[logits.dtype],
-            "ld": logits.row_stride,
-            "batch": batch,
-            "vocab": vocab,
-            "draft_token_ids": pointer("int32_t", ids),
-            "cu_num_draft_tokens": pointer("int32_t", cu),
-            "draft_probs": pointer("float", None if q is None else q.array),
-            "rule": _RULES[rule],
-            "temperature": pointer("float", temperature),
-            "seed": pointer("uint64_t", seed),
-            "position": pointer("int64_t", position),
-            "uniforms": pointer("double", uniforms),
-            "output_token_ids": pointer("int32_t", tokens),
-            "max_out": tokens.shape[1],
-            "num_accepted": pointer("int32_t", accepted),
-            "status": pointer("int32_t", status),
-        },
-    )
-    scratch, held = workspace(lib.assay_chain_verify_workspace(batch, vocab))
-    code = lib.assay_chain_verify(args, variant_index(isa), thread_count(num_threads), scratch, held)
-    check(code, "verify_chain", isa)
-
-
-def _other_backend(backend: str, isa: str | None) -> Any:
+def _run(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, backend: str, isa: str | None,
+         num_threads: int | None) -> None:  # fmt: skip
+    if backend == "c":
+        _call(logits, a, written, isa, num_threads)
+        return
     found = twin(backend, "speculative", isa)
-    return found.verify_chain if found else reference.verify_chain
+    (found.verify if found else reference.verify)(widen(logits), a, written)
+
+
+_C_NAMES = {"int32": "int32_t", "uint32": "uint32_t", "int64": "int64_t", "uint64": "uint64_t", "float32": "float",
+            "float64": "double"}  # fmt: skip
+_POINTERS = {np.dtype(name): f"{c}[]" for name, c in _C_NAMES.items()}  # by dtype: its name takes a microsecond
+#: Arrays by the name of their field in assay_verify_args, where that is the arguments' own.
+_SAME_NAME = ("parents", "draft_probs", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty",
+              "presence_penalty", "bitmask", "seed", "position", "uniforms", "max_emit")  # fmt: skip
+
+
+def _call(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, isa: str | None, num_threads: int | None) -> None:
+    s = ffi.new("assay_verify_args *")
+    held = []
+
+    def pointer(array: np.ndarray) -> Any:
+        if not array.size:  # given, though there is nothing in it
+            array = np.zeros(1, array.dtype)
+        found = ffi.from_buffer(_POINTERS[array.dtype], array)
+        held.append(found)
+        return found
+
+    s.target_logits, s.dtype, s.ld = logits.ptr, FLOAT_DTYPES[logits.dtype], logits.row_stride
+    s.batch, s.vocab, s.rule, s.max_out = a.batch, a.vocab, _RULE_NUMBERS[a.rule], a.width
+    s.draft_token_ids, s.cu_num_draft_tokens = pointer(a.ids), pointer(a.cu)
+    s.temperature = pointer(a.temperature)
+    for name in _SAME_NAME:
+        array = getattr(a, name)
+        if array is not None:
+            setattr(s, name, pointer(array))
+    if a.sparse_ids is not None and a.sparse_probs is not None:
+        s.draft_prob_ids, s.draft_prob_values = pointer(a.sparse_ids), pointer(a.sparse_probs)
+        s.draft_prob_width = a.sparse_ids.shape[1]
+    if a.edits is not None:
+        s.cu_edits, s.edit_token_ids = pointer(a.edits.cu), pointer(a.edits.ids)
+        s.edit_bias, s.edit_count = pointer(a.edits.bias), pointer(a.edits.count)
+        s.edit_in_prompt = pointer(a.edits.in_prompt)
+    if a.bitmask is not None:
+        s.bitmask_ld, s.bitmask_per_row = a.bitmask.shape[1], a.bitmask_per_row
+    s.posterior_threshold, s.posterior_alpha = a.posterior_threshold, a.posterior_alpha
+    s.threshold_single, s.threshold_acc = a.threshold_single, a.threshold_acc
+    if a.stop_ids is not None:
+        s.stop_token_ids, s.num_stop = pointer(a.stop_ids), len(a.stop_ids)
+        if a.cu_stop is not None:
+            s.cu_stop = pointer(a.cu_stop)
+    s.output_token_ids, s.accept_index = pointer(written.output_token_ids), pointer(written.accept_index)
+    s.num_accepted, s.num_emitted = pointer(written.num_accepted), pointer(written.num_emitted)
+    s.status, s.counters = pointer(written.status), pointer(written.counters)
+    if written.logprobs is not None:
+        s.logprobs = pointer(written.logprobs)
+    scratch, size = workspace(lib.assay_verify_workspace(s))
+    check(lib.assay_verify(s, variant_index(isa), thread_count(num_threads), scratch, size), "verify", isa)

@@ -18,8 +18,9 @@ from .gemm import (
 )
 from .moe import moe_route
 from .moe_experts import activate, moe_experts
+from .philox import philox4x32, uniform
 from .rows import row_status, softmax
-from .verify import accepts, philox4x32, resample, sample, uniform, verify_chain, verify_request
+from .verification import accepts, resample, sample, verify
 from .wide import dequantize_wide, wide_a8_gemm, wide_a16_gemm, wide_values
 
 __all__ = [
@@ -42,8 +43,7 @@ __all__ = [
     "softmax",
     "uniform",
     "unpack_nibbles",
-    "verify_chain",
-    "verify_request",
+    "verify",
     "w4a8_gemm",
     "w4a16_gemm",
     "w8a8_gemm",

@@ -3,7 +3,7 @@
 import numpy as np
 
 #: Statuses of a row, as in assay.h.
-ROW_OK, ROW_NAN, ROW_EMPTY, ROW_INF, ROW_BAD_ID = range(5)
+ROW_OK, ROW_NAN, ROW_EMPTY, ROW_INF, ROW_BAD_ID, ROW_BAD_TREE = range(6)
 
 
 def row_status(logits: np.ndarray) -> int:

@@ -1,0 +1,402 @@
+/* Rows of logits: reading, probabilities, residuals, draws. The order of every sum over blocks is here, once; the passes
+ * over a block are the variants' (cpu/spec_verify/).
+ *
+ * A row becomes, per block of ASSAY_VOCAB_BLOCK, its largest element m_b and s_b = sum exp((l - m_b) / T): one pass. With
+ * M = max m_b and c_b = exp((m_b - M) / T), the normaliser is S = sum s_b c_b (double, b ascending), and p(x) =
+ * vexp((l_x - M) / T) * (float)(1 / S). Sampling from p needs one block again: the first with cumulated s_b c_b > u S. The
+ * residual (A p - C q)+ needs one pass more over p and q, for its block sums, and then one block. */
+#include "spec_rows.h"
+#include "philox.h"
+
+#include "cpu/float16.h"
+#include "cpu/logarithm.h"
+#include "cpu/vexp.h"
+
+/* Blocks that a thread takes at a time when threads share a row; work (in elements read once) below which they do not
+ * share: a dispatch costs what one thread does with that much. */
+enum { BLOCKS_A_UNIT = 4, SHARE_ELEMENTS = 1 << 16 };
+
+static double unit_interval(uint32_t low, uint32_t high) {
+    /* 52 bits, so that adding a half is exact: never 0, never 1. */
+    return ((double)(((uint64_t)high << 32 | low) >> 12) + 0.5) * 0x1p-52;
+}
+
+double assay_uniform(uint64_t seed, int64_t position, uint32_t domain, uint32_t node) {
+    uint32_t x[4] = {(uint32_t)(uint64_t)position, (uint32_t)((uint64_t)position >> 32), domain, node};
+    assay_philox4x32(x, (uint32_t)seed, (uint32_t)(seed >> 32));
+    return unit_interval(x[0], x[1]);
+}
+
+double assay_spec_uniform(const assay_spec_request *r, uint32_t domain, int64_t node, int64_t depth, uint32_t key_node) {
+    const assay_verify_args *a = r->call->a;
+    if (r->given) {
+        if (a->rule == ASSAY_SAMPLED) return r->given[depth];
+        return r->given[domain == ASSAY_ACCEPT ? node - 1 : domain == ASSAY_RESIDUAL ? r->drafts : r->drafts + 1];
+    }
+    return assay_uniform(a->seed[r->b], (int64_t)((uint64_t)a->position[r->b] + (uint64_t)depth), domain, key_node);
+}
+
+static void for_blocks(assay_spec_request *r, assay_range_fn fn, int with_exp) {
+    const int64_t units = (r->call->block_count + BLOCKS_A_UNIT - 1) / BLOCKS_A_UNIT;
+    /* A pass with exp takes some four times as long as one without. */
+    if (r->call->threads > 1 && r->call->a->vocab * (with_exp ? 4 : 1) >= SHARE_ELEMENTS)
+        assay_parallel_for(fn, r, units, r->call->threads, 1);
+    else
+        fn(r, 0, units);
+}
+
+static int64_t end_of(const assay_spec_request *r, int64_t end) {
+    return assay_min_i64(end * BLOCKS_A_UNIT, r->call->block_count);
+}
+
+/* ---- the first reading ------------------------------------------------------------------------------ */
+
+static void scan_blocks(void *arg, int64_t begin, int64_t end) {
+    assay_spec_request *r = arg;
+    const assay_spec_verify_kernel *k = r->call->kernel;
+    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], scratch[ASSAY_VOCAB_BLOCK];
+    for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
+        assay_spec_block *block = &r->blocks[b];
+        const int64_t n = assay_spec_block_length(r, b);
+        int dtype = r->call->a->dtype;
+        const void *view = assay_spec_raw(r, b);
+        block->sum = 0;
+        block->largest = k->largest(view, dtype, n);
+        if (r->processed || r->s.cuts) {
+            /* A mask must not hide what poisons the row. */
+            if (!(block->largest < INFINITY)) continue;
+            view = assay_spec_view(r, b, buffer, &dtype);
+            block->largest = k->largest(view, dtype, n);
+        }
+        if (r->sums && isfinite(block->largest))
+            block->sum = k->weights(view, dtype, n, block->largest, r->inverse_t, scratch);
+    }
+}
+
+static double weight_of_block(const assay_spec_request *r, int64_t b) {
+    const assay_spec_block *block = &r->blocks[b];
+    if (!(block->sum > 0)) return 0;
+    return (double)block->sum * (double)assay_vexp((block->largest - r->s.shift) * r->inverse_t);
+}
+
+/* Scans the row's blocks: shift and normaliser. Returns the row's status. */
+static int scan(assay_spec_request *r) {
+    for_blocks(r, scan_blocks, r->sums);
+    r->s.shift = -INFINITY;
+    for (int64_t b = 0; b < r->call->block_count; b++) {
+        const float m = r->blocks[b].largest;
+        if (isnan(m)) return ASSAY_ROW_NAN;
+        if (m > r->s.shift) r->s.shift = m;
+    }
+    if (r->s.shift == INFINITY) return ASSAY_ROW_INF;
+    if (r->s.shift == -INFINITY) return ASSAY_ROW_EMPTY;
+    r->s.total = 0;
+    if (r->sums)
+        for (int64_t b = 0; b < r->call->block_count; b++) r->s.total += weight_of_block(r, b);
+    r->s.scale = r->sums ? (float)(1.0 / r->s.total) : 0;
+    return ASSAY_ROW_OK;
+}
+
+int assay_spec_open(assay_spec_request *r, int64_t node, int whole) {
+    const assay_verify_args *a = r->call->a;
+    assay_spec_node *known = &r->nodes[node];
+    if (r->node == node && (r->whole || !whole)) return ASSAY_ROW_OK;
+    if (r->node != node) {
+        r->node = node;
+        const int64_t row = r->first + r->b + node;
+        r->logits = (const uint8_t *)a->target_logits + row * a->ld * (a->dtype == ASSAY_F32 ? 4 : 2);
+        r->mask = a->bitmask ? a->bitmask + (a->bitmask_per_row ? row : r->b) * a->bitmask_ld : NULL;
+        if (a->cu_edits) assay_spec_path_edits(r, node);
+        r->processed = r->edit_count > 0 || r->mask;
+        r->whole = 0;
+    }
+    if (known->read) {
+        r->s = known->row;
+        if (!whole) return ASSAY_ROW_OK;
+        r->whole = 1;
+        return scan(r);
+    }
+    r->counters[ASSAY_ROWS_READ]++;
+    r->s = (assay_spec_row_state){0};
+    int status = scan(r);
+    if (status) return status;
+    r->s.top = r->s.shift;
+    r->s.log_total = r->s.total > 0 ? assay_log(r->s.total) : 0;
+    if (!r->greedy && assay_spec_has_filters(r)) {
+        assay_spec_find_cuts(r);
+        if (r->s.cuts) status = scan(r);
+        if (status) return status;
+        r->s.log_total = r->s.total > 0 ? assay_log(r->s.total) : 0;
+    }
+    known->read = 1;
+    known->row = r->s;
+    r->whole = 1;
+    return ASSAY_ROW_OK;
+}
+
+/* ---- single elements ------------------------------------------------------------------------------- */
+
+int32_t assay_spec_argmax(const assay_spec_request *r) {
+    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
+    int64_t b = 0;
+    while (r->blocks[b].largest != r->s.shift) b++;
+    int dtype;
+    const void *view = assay_spec_view(r, b, buffer, &dtype);
+    return (int32_t)(b * ASSAY_VOCAB_BLOCK + r->call->kernel->find(view, dtype, assay_spec_block_length(r, b), r->s.shift));
+}
+
+float assay_spec_probability(const assay_spec_request *r, int32_t token) {
+    if (token < 0 || token >= r->call->a->vocab) return 0;
+    return assay_vexp((assay_spec_element(r, token) - r->s.shift) * r->inverse_t) * r->s.scale;
+}
+
+double assay_spec_log_probability(const assay_spec_request *r, int32_t token) {
+    return (double)((assay_spec_element(r, token) - r->s.shift) * r->inverse_t) - r->s.log_total;
+}
+
+/* ---- q ----------------------------------------------------------------------------------------------- */
+
+/* The first of row q_row's sparse entries with this id or a greater one. */
+static int64_t first_entry(const assay_spec_request *r, int64_t id) {
+    const assay_verify_args *a = r->call->a;
+    const int32_t *ids = a->draft_prob_ids + r->q_row * a->draft_prob_width;
+    int64_t low = 0, high = a->draft_prob_width;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (ids[middle] < id) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+double assay_spec_q(const assay_spec_request *r, int32_t token) {
+    const assay_verify_args *a = r->call->a;
+    if (token < 0 || token >= a->vocab) return 0;
+    if (a->draft_probs) return (double)a->draft_probs[r->q_row * a->vocab + token];
+    float q = 0;
+    const int64_t start = r->q_row * a->draft_prob_width;
+    for (int64_t i = first_entry(r, token); i < a->draft_prob_width && a->draft_prob_ids[start + i] == token; i++)
+        q += a->draft_prob_values[start + i];
+    return (double)q;
+}
+
+/* q over block b. */
+static const float *q_view(const assay_spec_request *r, int64_t b, float *buffer) {
+    const assay_verify_args *a = r->call->a;
+    const int64_t from = b * ASSAY_VOCAB_BLOCK, n = assay_spec_block_length(r, b);
+    if (a->draft_probs) return a->draft_probs + r->q_row * a->vocab + from;
+    const int64_t start = r->q_row * a->draft_prob_width;
+    for (int64_t i = 0; i < n; i++) buffer[i] = 0;
+    for (int64_t i = first_entry(r, from); i < a->draft_prob_width && a->draft_prob_ids[start + i] < from + n; i++)
+        buffer[a->draft_prob_ids[start + i] - from] += a->draft_prob_values[start + i];
+    return buffer;
+}
+
+/* ---- residuals ---------------------------------------------------------------------------------------- */
+
+static float residual_of_block(const assay_spec_request *r, int64_t b, float *out) {
+    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], q[ASSAY_VOCAB_BLOCK];
+    int dtype;
+    const void *view = assay_spec_view(r, b, buffer, &dtype);
+    return r->call->kernel->residual(view, dtype, assay_spec_block_length(r, b), r->s.shift, r->inverse_t,
+                                     (float)((double)r->s.scale * r->a), q_view(r, b, q), (float)r->c, out);
+}
+
+static void residual_blocks(void *arg, int64_t begin, int64_t end) {
+    assay_spec_request *r = arg;
+    _Alignas(64) float out[ASSAY_VOCAB_BLOCK];
+    for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++)
+        r->blocks[b].mass = (double)residual_of_block(r, b, out);
+}
+
+static double mass_of_row(const assay_spec_request *r) {
+    double total = 0;
+    for (int64_t b = 0; b < r->call->block_count; b++) total += r->blocks[b].mass;
+    return total;
+}
+
+double assay_spec_residual(assay_spec_request *r, double a, double c) {
+    r->counters[ASSAY_ROWS_RESAMPLED]++;
+    r->a = a;
+    r->c = c;
+    for_blocks(r, residual_blocks, 1);
+    return mass_of_row(r);
+}
+
+/* ---- draws -------------------------------------------------------------------------------------------- */
+
+/* The first element of a block whose cumulated weight exceeds the target, `before` being what lies before the block.
+ * Groups of 16 are summed (folded as in vexp.h) and passed over first. When rounding leaves the target beyond the end:
+ * the last element of positive weight. */
+static int64_t pick_in_block(const float *weights, int64_t n, double factor, double before, double target) {
+    double at = before;
+    int64_t group = -1, last = 0;
+    double last_at = before;
+    for (int64_t g = 0; g < (n + 15) / 16; g++) {
+        const double w = (double)assay_fold16(weights + 16 * g) * factor;
+        if (at + w > target) {
+            group = g;
+            break;
+        }
+        if (w > 0) {
+            last = g;
+            last_at = at;
+        }
+        at += w;
+    }
+    if (group < 0) {
+        group = last;
+        at = last_at;
+        target = INFINITY;
+    }
+    int64_t found = 16 * group;
+    for (int64_t i = 16 * group; i < 16 * group + 16; i++) {
+        const double w = (double)weights[i] * factor;
+        if (w > 0) found = i;
+        if (at + w > target) break;
+        at += w;
+    }
+    return found;
+}
+
+/* The block that holds the target of cumulated masses, and what lies before it; the last positive one on overrun. */
+typedef struct {
+    int64_t block;
+    double before, target;
+} place;
+
+static place place_of(const assay_spec_request *r, double target) {
+    place found = {0, 0, INFINITY};
+    double at = 0;
+    for (int64_t b = 0; b < r->call->block_count; b++) {
+        const double w = r->blocks[b].mass;
+        if (at + w > target) return (place){b, at, target};
+        if (w > 0) found = (place){b, at, INFINITY};
+        at += w;
+    }
+    return found;
+}
+
+int32_t assay_spec_draw_residual(assay_spec_request *r, double target) {
+    _Alignas(64) float w[ASSAY_VOCAB_BLOCK];
+    const place at = place_of(r, target);
+    residual_of_block(r, at.block, w);
+    return (int32_t)(at.block * ASSAY_VOCAB_BLOCK +
+                     pick_in_block(w, assay_spec_block_length(r, at.block), 1, at.before, at.target));
+}
+
+/* Weights of block b relative to its largest element, without the excluded ids; *touched: whether there were any. */
+static void weights_without(const assay_spec_request *r, int64_t b, float *w, int *touched) {
+    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
+    int dtype;
+    const void *view = assay_spec_view(r, b, buffer, &dtype);
+    r->call->kernel->weights(view, dtype, assay_spec_block_length(r, b), r->blocks[b].largest, r->inverse_t, w);
+    for (int64_t i = 0; i < r->excluded_count; i++)
+        if (r->excluded[i] / ASSAY_VOCAB_BLOCK == b) {
+            w[r->excluded[i] % ASSAY_VOCAB_BLOCK] = 0;
+            *touched = 1;
+        }
+}
+
+double assay_spec_mass_without(assay_spec_request *r) {
+    for (int64_t b = 0; b < r->call->block_count; b++) r->blocks[b].mass = weight_of_block(r, b);
+    for (int64_t i = 0; i < r->excluded_count; i++) {
+        const int64_t b = r->excluded[i] / ASSAY_VOCAB_BLOCK;
+        if (!(r->blocks[b].sum > 0)) continue;
+        _Alignas(64) float w[ASSAY_VOCAB_BLOCK];
+        int touched = 0;
+        weights_without(r, b, w, &touched);
+        float lane[16] = {0};
+        const int64_t padded = assay_round_up(assay_spec_block_length(r, b), 16);
+        for (int64_t j = 0; j < padded; j++) lane[j % 16] += w[j];
+        r->blocks[b].mass =
+            (double)assay_fold16(lane) * (double)assay_vexp((r->blocks[b].largest - r->s.shift) * r->inverse_t);
+    }
+    return mass_of_row(r);
+}
+
+int32_t assay_spec_draw_without(assay_spec_request *r, double u) {
+    const double total = assay_spec_mass_without(r);
+    if (!(total > 0)) return -1;
+    _Alignas(64) float w[ASSAY_VOCAB_BLOCK];
+    const place at = place_of(r, u * total);
+    int touched = 0;
+    weights_without(r, at.block, w, &touched);
+    const double factor = (double)assay_vexp((r->blocks[at.block].largest - r->s.shift) * r->inverse_t);
+    return (int32_t)(at.block * ASSAY_VOCAB_BLOCK +
+                     pick_in_block(w, assay_spec_block_length(r, at.block), factor, at.before, at.target));
+}
+
+int32_t assay_spec_draw(assay_spec_request *r, double u) {
+    const int64_t excluded = r->excluded_count;
+    r->excluded_count = 0;
+    const int32_t token = assay_spec_draw_without(r, u);
+    r->excluded_count = excluded;
+    return token;
+}
+
+static void race_blocks(void *arg, int64_t begin, int64_t end) {
+    assay_spec_request *r = arg;
+    const assay_verify_args *a = r->call->a;
+    const uint64_t seed = a->seed[r->b];
+    const uint64_t position = (uint64_t)a->position[r->b] + (uint64_t)r->nodes[r->node].depth;
+    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], w[ASSAY_VOCAB_BLOCK];
+    for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
+        assay_spec_block *block = &r->blocks[b];
+        const int64_t n = assay_spec_block_length(r, b), from = b * ASSAY_VOCAB_BLOCK;
+        block->mass = INFINITY;
+        block->token = from;
+        if (!isfinite(block->largest)) continue;
+        int dtype;
+        const void *view = assay_spec_view(r, b, buffer, &dtype);
+        r->call->kernel->weights(view, dtype, n, r->s.shift, r->inverse_t, w);
+        for (int64_t i = 0; i < n; i += 2) {
+            if (!(w[i] > 0) && !(w[i + 1] > 0)) continue;
+            uint32_t x[4] = {(uint32_t)position, (uint32_t)(position >> 32), ASSAY_NOISE, (uint32_t)((from + i) / 2)};
+            assay_philox4x32(x, (uint32_t)seed, (uint32_t)(seed >> 32));
+            for (int64_t j = i; j < i + 2; j++) {
+                const double u = unit_interval(x[2 * (j - i)], x[2 * (j - i) + 1]);
+                /* -log(1 - u) > u: most are beaten without a logarithm. The margin is for its rounding. */
+                if (!(w[j] > 0) || u * 0.999999 > block->mass * (double)w[j]) continue;
+                const double time = -assay_log(1.0 - u) / (double)w[j];
+                if (time < block->mass) {
+                    block->mass = time;
+                    block->token = from + j;
+                }
+            }
+        }
+    }
+}
+
+int32_t assay_spec_race(assay_spec_request *r) {
+    r->counters[ASSAY_ROWS_RESAMPLED]++;
+    for_blocks(r, race_blocks, 1);
+    int64_t best = 0;
+    for (int64_t b = 1; b < r->call->block_count; b++)
+        if (r->blocks[b].mass < r->blocks[best].mass) best = b;
+    return (int32_t)r->blocks[best].token;
+}
+
+static void exponent_blocks(void *arg, int64_t begin, int64_t end) {
+    assay_spec_request *r = arg;
+    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], w[ASSAY_VOCAB_BLOCK];
+    for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
+        const int64_t n = assay_spec_block_length(r, b);
+        r->blocks[b].mass = r->blocks[b].total = 0;
+        if (!isfinite(r->blocks[b].largest)) continue;
+        int dtype;
+        const void *view = assay_spec_view(r, b, buffer, &dtype);
+        r->blocks[b].total = (double)r->call->kernel->weights(view, dtype, n, r->s.shift, r->inverse_t, w);
+        float lane[16] = {0};
+        for (int64_t i = 0; i < n; i++)
+            if (w[i] > 0) lane[i % 16] += w[i] * ((assay_load_f32(view, dtype, i) - r->s.shift) * r->inverse_t);
+        r->blocks[b].mass = (double)assay_fold16(lane);
+    }
+}
+
+double assay_spec_mean_exponent(assay_spec_request *r, double *total) {
+    for_blocks(r, exponent_blocks, 1);
+    *total = 0;
+    for (int64_t b = 0; b < r->call->block_count; b++) *total += r->blocks[b].total;
+    return mass_of_row(r) / *total;
+}
