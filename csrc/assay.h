@@ -126,6 +126,98 @@ size_t assay_w8_gemm_workspace(const assay_w8 *w, int64_t m);
 int assay_w8a8_gemm(const assay_w8 *w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc,
                     int variant, int num_threads, void *workspace, size_t workspace_bytes);
 
+/* ---- MoE routing: a score of every expert, then the top k ------------------------------------------
+ * Of a row l[0..E) of logits: score s = softmax(l), sigmoid(l), sqrt(log(1 + exp(l))) or l itself.
+ * Choice: the top_k largest s + bias (without a bias and without groups: the largest l, which is the same order but for
+ * scores that round to one value), descending, ties to the lower id. Minus infinity masks an expert. n_group > 1: experts lie
+ * in n_group equal groups, of which only the topk_group best are chosen from (ties to the lower group); a group is as good as
+ * its largest s + bias, or with group_top2 as its two largest together.
+ * Weight: s recomputed from the logit, never s + bias. renormalize: divided by the sum of the chosen (softmax: the softmax
+ * over the chosen alone; else that sum + 1e-20). Then times `scaling`.
+ * num_shared: each row ends in that many slots for experts E, E + 1, ... of weight shared_weight.
+ * A slot that cannot be filled holds id -1 and weight 0, as does every slot of a row whose status is not ROW_OK. */
+enum { ASSAY_SCORE_SOFTMAX = 0, ASSAY_SCORE_SIGMOID = 1, ASSAY_SCORE_SQRTSOFTPLUS = 2, ASSAY_SCORE_NONE = 3 };
+typedef struct {
+    const void *logits;        /* [T, E], row stride ld elements */
+    int32_t dtype;
+    int32_t scoring;
+    int64_t ld, tokens, num_experts, top_k;
+    const float *bias;         /* [E], or NULL. E is at most 2048 with a bias or with groups */
+    int64_t n_group, topk_group; /* n_group divides E; 1 and 1: no groups */
+    int32_t group_top2;
+    int32_t renormalize;
+    float scaling;
+    float shared_weight;
+    int64_t num_shared;
+    float *topk_weights;       /* [T, top_k + num_shared] */
+    int32_t *topk_ids;         /* [T, top_k + num_shared] */
+    int32_t *status;           /* [T] */
+} assay_route_args;
+int assay_moe_route(const assay_route_args *args, int variant, int num_threads);
+
+/* ---- MoE: which tokens go to which expert ----------------------------------------------------------
+ * A slot is one of a token's top_k choices: slot t * top_k + j of topk_ids[T, top_k]. An id outside [0, num_experts) is an
+ * empty slot. expert_map[num_experts], or NULL: the local number of each expert, in [0, num_local) or -1 for one that lives
+ * elsewhere, whose slots then count as empty; without a map num_local is num_experts. */
+
+/* Where each local expert's slots begin when every expert's are padded to a multiple of block_size: offsets[num_local + 1],
+ * and how many there are: counts[num_local]. */
+int assay_moe_offsets(const int32_t *topk_ids, int64_t slots, int64_t num_experts, const int32_t *expert_map,
+                      int64_t num_local, int64_t block_size, int64_t *offsets, int64_t *counts);
+/* A stable counting sort by expert: sorted_token_ids[offsets[num_local]] are slots in rising order within each expert, then
+ * `slots` as padding; expert_ids[offsets[num_local] / block_size] the local expert of each block; position[slots] where each
+ * slot went, -1 for an empty one. cursor[num_local] is workspace. */
+int assay_moe_sort(const int32_t *topk_ids, int64_t slots, int64_t num_experts, const int32_t *expert_map,
+                   int64_t num_local, int64_t block_size, const int64_t *offsets, int64_t *cursor,
+                   int32_t *sorted_token_ids, int32_t *expert_ids, int32_t *position);
+/* Drops what is beyond an expert's capacity, in place: id -1, weight 0. All first choices are served before all second ones
+ * (GShard); among equals tokens in `order`[T] (NULL: rising). counts[num_experts]: what was kept. */
+int assay_moe_capacity(int32_t *topk_ids, float *topk_weights, int64_t tokens, int64_t top_k, int64_t num_experts,
+                       int64_t capacity, const int64_t *order, int64_t *counts);
+/* out[T, n] = sum over a token's slots j, in order, of weight * y[position]: float32, the first product rounded, then one FMA
+ * a slot; zero for a token without any. position[T, top_k], -1 for an empty slot; y[.., n] with row stride ldy. */
+int assay_moe_combine(const float *y, int64_t ldy, int64_t n, const int32_t *position, const float *topk_weights,
+                      int64_t tokens, int64_t top_k, float *out, int64_t ldo, int variant, int num_threads);
+
+/* ---- MoE: the expert layer ---------------------------------------------------------------------------
+ * For every slot of a token x with expert e and weight w:
+ *     [g, u] = x gate_up_e^T + gate_up_bias_e,  h = act(g) u,  y = h down_e^T + down_bias_e,  out = sum over slots of w y
+ * with the arithmetic of w4a8 (x and h quantised per row and group) or w4a16 throughout, and the sum as assay_moe_combine's.
+ * Not gated: h = act(g). input_weights: x is multiplied by w (float32) on its way in, and y not at all. A limit above 0 clamps
+ * g to at most it, u to within it, before the activation.
+ * gate_up is one packed INT4 matrix an expert (assay_w4_pack), end to end: [32 ceil(I / 16), H], whose tile t has the gates of
+ * hidden units 16 t .. 16 t + 15, then their ups, and zeros past I; not gated: [I, H]. down: [H, I]. */
+enum { ASSAY_ACT_SILU = 0, ASSAY_ACT_GELU = 1, ASSAY_ACT_GELU_TANH = 2, ASSAY_ACT_RELU = 3, ASSAY_ACT_RELU2 = 4,
+       ASSAY_ACT_SWIGLU_OAI = 5 /* g sigmoid(alpha g) (u + 1) */ };
+typedef struct {
+    int64_t num_experts, hidden, intermediate;
+    int64_t gate_up_group, down_group;
+    int32_t gate_up_symmetric, down_symmetric, gated, activation;
+    float alpha, limit;
+    const void *gate_up, *down;       /* 64-byte aligned */
+    const float *gate_up_bias;        /* [E, N] in the packed order of columns, N = 32 ceil(I / 16) or I, or NULL */
+    const float *down_bias;           /* [E, H], or NULL */
+} assay_experts;
+typedef struct {
+    const assay_experts *experts;
+    const void *x;                    /* [T, H] of dtype, row stride ldx */
+    int32_t dtype, a16;
+    int64_t ldx, tokens, top_k;
+    const int32_t *topk_ids;          /* [T, top_k] */
+    const float *topk_weights;        /* [T, top_k] */
+    const int32_t *expert_map;        /* [map_size]: ids to this layer's experts, -1 for none; or NULL */
+    int64_t map_size;
+    int32_t input_weights;
+    float *out;                       /* [T, H], row stride ldo */
+    int64_t ldo;
+    int64_t *tokens_per_expert;       /* [E], or NULL */
+    int64_t *row_blocks;              /* NULL, or how often a tile was multiplied by a block of rows, summed over experts,
+                                         and the most rows of a block: [2] */
+} assay_experts_args;
+size_t assay_moe_experts_workspace(const assay_experts_args *args); /* 0 when an argument is out of range */
+int assay_moe_experts(const assay_experts_args *args, int variant, int num_threads, void *workspace,
+                      size_t workspace_bytes);
+
 /* ---- wide GEMM: weights that float16 scales and integer zero points cannot hold -------------------------------
  * w[n, k] = scale[n, g] v + minimum[n, g], scale and minimum float32, minimum optional. bits 8: v = q in -128..127.
  * bits 4: v = codebook[q], q in 0..15. group_size 16, 32, 64, 128 (K a multiple of it) or K; K at most 2^17.
@@ -153,14 +245,6 @@ size_t assay_wide_gemm_workspace(const assay_wide *w, int64_t m, int a16);
 /* Arguments as for w4a8_gemm; a16: 0 for int8 activations, 1 for activations as they are. */
 int assay_wide_gemm(const assay_wide *w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc,
                     int a16, int variant, int num_threads, void *workspace, size_t workspace_bytes);
-
-/* ---- MoE routing: softmax over experts, then top-k ---------------------------------------------
- * logits[T, E] of dtype, row stride ld. Writes topk_weights[T, k], topk_ids[T, k] (weight descending, ties to
- * the lower id) and status[T]. renormalize: weights of a row sum to one. Minus infinity masks an expert; slots
- * that cannot be filled hold id -1 and weight 0, as does every slot of a row whose status is not ROW_OK. */
-int assay_moe_route(const void *logits, int dtype, int64_t ld, int64_t tokens, int64_t num_experts, int64_t top_k,
-                    int renormalize, float *topk_weights, int32_t *topk_ids, int32_t *status, int variant,
-                    int num_threads);
 
 /* ---- speculative verification ----------------------------------------------------------------------
  * Request b drafted K_b = cu[b+1] - cu[b] tokens, the nodes of a tree: parents[j] in [-1, j) is the index of node j's parent

@@ -11,7 +11,8 @@ enum {
 };
 #undef ISA
 
-enum { ASSAY_OP_int4_gemm, ASSAY_OP_int8_gemm, ASSAY_OP_wide_gemm, ASSAY_OP_moe_route, ASSAY_OP_spec_verify, ASSAY_OP_probe, ASSAY_OP_COUNT };
+enum { ASSAY_OP_int4_gemm, ASSAY_OP_int8_gemm, ASSAY_OP_wide_gemm, ASSAY_OP_moe_route, ASSAY_OP_moe_experts,
+       ASSAY_OP_spec_verify, ASSAY_OP_probe, ASSAY_OP_COUNT };
 
 int assay_cpu_supports(int isa);                 /* cpuid.c */
 /* The kernel table of an op for a variant (-1: best allowed), or NULL when there is none. */
@@ -116,17 +117,25 @@ typedef struct {
 } assay_wide_gemm_kernel;
 
 /* ---- moe_route ---------------------------------------------------------------------------------- */
-typedef struct {
-    const void *logits;
-    int dtype;
-    int64_t ld, tokens, num_experts, top_k;
-    int renormalize;
-    float *topk_weights;
-    int32_t *topk_ids, *status;
-} assay_route_args;
+enum { ASSAY_ROUTE_KEYS = 2048 }; /* most experts that can have a bias or groups */
 typedef struct {
     void (*route)(const assay_route_args *args, int64_t begin, int64_t end); /* tokens */
 } assay_moe_route_kernel;
+
+/* ---- moe_experts: what lies between the GEMMs ----------------------------------------------------------- */
+typedef struct {
+    int activation, gated;
+    float alpha, limit;
+} assay_activation;
+typedef struct {
+    /* dst[i][r] = rows[r][i] for `words` words of four bytes. */
+    void (*gather)(const uint32_t *const *rows, int64_t n, int64_t words, uint32_t *dst);
+    /* c[rows, 32] (gated: 16 gates, 16 ups), row stride ldc, to h[rows, width], row stride ldh; bias[32] or NULL. */
+    void (*activate)(const assay_activation *act, const float *c, int64_t ldc, int64_t rows, const float *bias, float *h,
+                     int64_t ldh, int64_t width);
+    /* out[n] = w (y + bias), or with `more` out[n] = fma(w, y + bias, out). bias may be NULL. */
+    void (*combine)(float *out, const float *y, const float *bias, float w, int more, int64_t n);
+} assay_moe_experts_kernel;
 
 /* ---- spec_verify: passes over one row of logits, in blocks of ASSAY_VOCAB_BLOCK -------------------- */
 enum { ASSAY_VOCAB_BLOCK = 2048 };

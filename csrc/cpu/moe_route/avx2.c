@@ -38,6 +38,12 @@ INLINE int copy_row(row_copy *r, const void *row, int dtype, int64_t n, int64_t 
     return _mm256_movemask_ps(nan);
 }
 
+/* Each chunk's largest anew, after x has changed. */
+INLINE void index_row(row_copy *r, int64_t n) {
+    for (int64_t c = 0; c * CHUNK < n; c++)
+        r->chunk_largest[c] = hmax8(_mm256_max_ps(_mm256_load_ps(r->x + c * CHUNK), _mm256_load_ps(r->x + c * CHUNK + 8)));
+}
+
 INLINE int first_equal(__m256 v, __m256 wanted) {
     return _mm256_movemask_ps(_mm256_cmp_ps(v, wanted, _CMP_EQ_OQ));
 }
@@ -99,12 +105,12 @@ INLINE void weigh(const assay_route_args *a, int64_t t, int64_t end, const void 
         s1 = _mm256_add_ps(s1, e1);
     }
     const float total = a->renormalize ? fold8(_mm256_add_ps(s0, s1)) : sum_of_all(row, dtype, a->num_experts, _mm256_cvtss_f32(m));
-    const __m256 divisor = _mm256_set1_ps(total);
-    float *out = a->topk_weights + t * a->top_k;
+    const __m256 divisor = _mm256_set1_ps(total), scaling = _mm256_set1_ps(a->scaling);
+    float *out = a->topk_weights + t * assay_route_width(a);
     for (int64_t j = 0; j < a->top_k; j += 8) {
-        const __m256 w = _mm256_div_ps(_mm256_load_ps(chosen + j), divisor);
+        const __m256 w = _mm256_mul_ps(_mm256_div_ps(_mm256_load_ps(chosen + j), divisor), scaling);
         /* Past the row's end lie rows of this same call that are still to be written, but for the last ones. */
-        if ((end - t) * a->top_k >= j + 8) {
+        if ((end - t) * assay_route_width(a) >= j + 8) {
             _mm256_storeu_ps(out + j, w);
         } else {
             _mm256_store_ps(chosen + j, w);
@@ -119,10 +125,11 @@ static void route(const assay_route_args *a, int64_t begin, int64_t end) {
     const int64_t groups = (a->num_experts + 8 * CHUNK - 1) / (8 * CHUNK);
     begin = route_few_experts(a, begin, end);
     if (a->num_experts > MOST_EXPERTS) assay_moe_route_scalar.route(a, begin, end);
-    else if (groups > 1) route_range(a, begin, end, a->dtype, groups);
-    else if (a->dtype == ASSAY_F32) route_range(a, begin, end, ASSAY_F32, 1);
-    else if (a->dtype == ASSAY_F16) route_range(a, begin, end, ASSAY_F16, 1);
-    else route_range(a, begin, end, ASSAY_BF16, 1);
+    else if (assay_route_keyed(a)) route_range(a, begin, end, a->dtype, groups, 1);
+    else if (groups > 1) route_range(a, begin, end, a->dtype, groups, 0);
+    else if (a->dtype == ASSAY_F32) route_range(a, begin, end, ASSAY_F32, 1, 0);
+    else if (a->dtype == ASSAY_F16) route_range(a, begin, end, ASSAY_F16, 1, 0);
+    else route_range(a, begin, end, ASSAY_BF16, 1, 0);
 }
 
 const assay_moe_route_kernel assay_moe_route_avx2 = {route};

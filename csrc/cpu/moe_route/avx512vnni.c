@@ -37,6 +37,11 @@ INLINE int copy_row(row_copy *r, const void *row, int dtype, int64_t n, int64_t 
     return nan != 0;
 }
 
+/* Each chunk's largest anew, after x has changed. */
+INLINE void index_row(row_copy *r, int64_t n) {
+    for (int64_t c = 0; c * CHUNK < n; c++) r->chunk_largest[c] = hmax16(_mm512_load_ps(r->x + c * CHUNK));
+}
+
 INLINE unsigned first_equal(__m512 v, __m512 wanted) { return _mm512_cmp_ps_mask(v, wanted, _CMP_EQ_OQ); }
 
 /* Takes the row's largest logit out: its id (-1 when all that is left is minus infinity). */
@@ -84,11 +89,13 @@ INLINE void weigh(const assay_route_args *a, int64_t t, int64_t end, const void 
     }
     const __m512 total =
         _mm512_set1_ps(a->renormalize ? fold16(sum) : sum_of_all(row, dtype, a->num_experts, largest));
-    float *out = a->topk_weights + t * a->top_k;
+    const __m512 scaling = _mm512_set1_ps(a->scaling);
+    float *out = a->topk_weights + t * assay_route_width(a);
     for (int64_t j = 0; j < a->top_k; j += 16) {
         const int64_t left = a->top_k - j;
         const __mmask16 in_row = (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1);
-        _mm512_mask_storeu_ps(out + j, in_row, _mm512_div_ps(_mm512_load_ps(chosen + j), total));
+        _mm512_mask_storeu_ps(out + j, in_row,
+                             _mm512_mul_ps(_mm512_div_ps(_mm512_load_ps(chosen + j), total), scaling));
     }
 }
 
@@ -98,10 +105,11 @@ static void route(const assay_route_args *a, int64_t begin, int64_t end) {
     const int64_t groups = (a->num_experts + 16 * CHUNK - 1) / (16 * CHUNK);
     begin = route_few_experts(a, begin, end);
     if (a->num_experts > MOST_EXPERTS) assay_moe_route_scalar.route(a, begin, end);
-    else if (groups > 1) route_range(a, begin, end, a->dtype, groups);
-    else if (a->dtype == ASSAY_F32) route_range(a, begin, end, ASSAY_F32, 1);
-    else if (a->dtype == ASSAY_F16) route_range(a, begin, end, ASSAY_F16, 1);
-    else route_range(a, begin, end, ASSAY_BF16, 1);
+    else if (assay_route_keyed(a)) route_range(a, begin, end, a->dtype, groups, 1);
+    else if (groups > 1) route_range(a, begin, end, a->dtype, groups, 0);
+    else if (a->dtype == ASSAY_F32) route_range(a, begin, end, ASSAY_F32, 1, 0);
+    else if (a->dtype == ASSAY_F16) route_range(a, begin, end, ASSAY_F16, 1, 0);
+    else route_range(a, begin, end, ASSAY_BF16, 1, 0);
 }
 
 const assay_moe_route_kernel assay_moe_route_avx512vnni = {route};

@@ -80,26 +80,29 @@ INLINE void few_tokens(const assay_route_args *a, int64_t t, int64_t end, int dt
     if (!a->renormalize)
         for (int64_t e = 0; e < a->num_experts; e++)
             lane[e % 16] = _mm256_add_ps(lane[e % 16], vexp8(_mm256_sub_ps(x[e], largest)));
-    const __m256 total = few_fold(lane);
-    for (int j = 0; j < slots; j++) v[j] = _mm256_div_ps(v[j], total);
+    const __m256 total = few_fold(lane), scaling = _mm256_set1_ps(a->scaling);
+    for (int j = 0; j < slots; j++) v[j] = _mm256_mul_ps(_mm256_div_ps(v[j], total), scaling);
     transpose8(v);
     transpose8(id);
 
     const unsigned nans = (unsigned)_mm256_movemask_ps(nan);
     _Alignas(32) float first[LANES], w[FEW_SLOTS];
     int32_t ids[FEW_SLOTS];
+    const int64_t width = assay_route_width(a);
     _mm256_store_ps(first, largest);
     for (int i = 0; i < LANES; i++, t++) {
         const int32_t status = nans >> i & 1           ? ASSAY_ROW_NAN
                                : first[i] == INFINITY  ? ASSAY_ROW_INF
                                : first[i] == -INFINITY ? ASSAY_ROW_EMPTY
                                                        : ASSAY_ROW_OK;
-        float *weights_at = a->topk_weights + t * a->top_k;
-        int32_t *ids_at = a->topk_ids + t * a->top_k;
+        float *weights_at = a->topk_weights + t * width;
+        int32_t *ids_at = a->topk_ids + t * width;
         a->status[t] = status;
         if (status) {
             assay_route_refuse(a, t, status);
-        } else if ((end - t) * a->top_k >= FEW_SLOTS) {
+            continue;
+        }
+        if ((end - t) * width >= FEW_SLOTS) {
             /* Past the row's end lie rows of this same call that are still to be written. */
             _mm256_storeu_ps(weights_at, v[i]);
             _mm256_storeu_ps((float *)ids_at, id[i]);
@@ -111,6 +114,7 @@ INLINE void few_tokens(const assay_route_args *a, int64_t t, int64_t end, int dt
                 ids_at[j] = ids[j];
             }
         }
+        assay_route_share(a, t);
     }
 }
 
@@ -127,7 +131,9 @@ FEW_CASE(2) FEW_CASE(4) FEW_CASE(8)
 
 /* Routes whole eights of tokens when this way suits the shape; returns the first token that is left. */
 INLINE int64_t route_few_experts(const assay_route_args *a, int64_t t, int64_t end) {
-    if (a->num_experts % 8 || a->num_experts > FEW_EXPERTS || a->top_k > FEW_SLOTS) return t;
+    if (a->num_experts % 8 || a->num_experts > FEW_EXPERTS || a->top_k > FEW_SLOTS || assay_route_keyed(a) ||
+        a->scoring != ASSAY_SCORE_SOFTMAX)
+        return t;
     return a->top_k <= 2 ? few_experts_2(a, t, end) : a->top_k <= 4 ? few_experts_4(a, t, end) : few_experts_8(a, t, end);
 }
 

@@ -26,7 +26,7 @@ def as_outputs(
         raise TypeError(f"out: expected ({', '.join(names)}), got {type(out).__name__}")
     tensors = [as_output(*spec) for spec in zip(out, names, dtypes, shapes, strict=True)]
     for i, (given, tensor) in enumerate(zip(out, tensors, strict=True)):
-        others = [*inputs, *tensors[:i], *tensors[i + 1 :]]
+        others = [*inputs, *tensors[i + 1 :]]  # each pair once
         if given is not None and any(np.may_share_memory(tensor.array, t.array, 0) for t in others):
             raise ValueError(f"{names[i]}: expected memory of its own, got memory shared with another argument")
     return tensors, [t.array if given is None else given for given, t in zip(out, tensors, strict=True)]

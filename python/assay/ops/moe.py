@@ -1,4 +1,4 @@
-"""Mixture-of-experts routing: softmax over the experts of each token, then top-k."""
+"""Mixture-of-experts routing: a score of every expert for each token, then top-k."""
 
 from typing import Any, NamedTuple
 
@@ -10,6 +10,15 @@ from ._backends import twin, widen
 from ._outputs import as_outputs, copy_back, dense
 
 _MOST = 2**31 - 1
+#: Most experts that can have a bias or groups.
+_MOST_KEYED = 2048
+_SCORES = {
+    "softmax": lib.ASSAY_SCORE_SOFTMAX,
+    "softmax_topk": lib.ASSAY_SCORE_SOFTMAX,
+    "sigmoid": lib.ASSAY_SCORE_SIGMOID,
+    "sqrtsoftplus": lib.ASSAY_SCORE_SQRTSOFTPLUS,
+    "none": lib.ASSAY_SCORE_NONE,
+}
 
 
 class RouteResult(NamedTuple):
@@ -17,9 +26,9 @@ class RouteResult(NamedTuple):
 
     Attributes
     ----------
-    topk_weights : float32 [T, top_k]
-        Descending; 0 in a slot that could not be filled.
-    topk_ids : int32 [T, top_k]
+    topk_weights : float32 [T, top_k + num_shared]
+        In the order of the choice, which for a softmax is descending; 0 in a slot that could not be filled.
+    topk_ids : int32 [T, top_k + num_shared]
         Distinct within a row; -1 in a slot that could not be filled.
     status : int32 [T]
         0 for a routed row; 1 a NaN, 2 nothing but minus infinity, 3 a plus infinity among its logits. Such a row has
@@ -31,12 +40,15 @@ class RouteResult(NamedTuple):
     status: Any
 
 
-def moe_route(router_logits: Any, top_k: int, renormalize: bool = True, out: Any = None, *, backend: str = "c",
-              isa: str | None = None, num_threads: int | None = None) -> RouteResult:  # fmt: skip
-    """Softmax over experts, then the top_k of them.
+def moe_route(router_logits: Any, top_k: int, renormalize: bool | None = None, out: Any = None, *,
+              scoring: str = "softmax", bias: Any = None, n_group: int = 1, topk_group: int = 1,
+              group_score: str | None = None, routed_scaling_factor: float = 1.0, num_shared: int = 0,
+              shared_weight: float = 1.0, backend: str = "c", isa: str | None = None,
+              num_threads: int | None = None) -> RouteResult:  # fmt: skip
+    """A score of every expert, then the top_k of them.
 
-    A row's result has the same bits in any batch, for any number of threads and in every C variant; equal logits go to
-    the lower id. A logit of minus infinity masks its expert.
+    A row's result has the same bits in any batch, for any number of threads and in every C variant; equal keys go to
+    the lower id. A logit of minus infinity masks its expert. docs/moe.md lists which arguments are which model's router.
 
     Parameters
     ----------
@@ -44,10 +56,26 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool = True, out: Any
         numpy or any CPU DLPack tensor; rows may be strided, the last dimension dense. T = 0 is fine.
     top_k : int
         1..E.
-    renormalize : bool
-        Weights of the chosen sum to one (Mixtral, Qwen3-MoE); otherwise they are the softmax over all experts (OLMoE).
-    out : (float32 [T, top_k], int32 [T, top_k], int32 [T]), optional
+    renormalize : bool, optional
+        Weights of the chosen sum to one (Mixtral, Qwen3-MoE); otherwise they are the scores themselves (OLMoE). Default:
+        True, but for scoring "none".
+    out : (float32 [T, top_k + num_shared], int32 [T, top_k + num_shared], int32 [T]), optional
         Weights, ids and status to write in place, for example an earlier result.
+    scoring : {"softmax", "softmax_topk", "sigmoid", "sqrtsoftplus", "none"}
+        Score of a logit l: softmax over all experts; softmax over the chosen alone (the same as "softmax" renormalised);
+        1 / (1 + exp(-l)); sqrt(log(1 + exp(l))); l itself.
+    bias : float32 [E], optional
+        Added to the score for the choice only; weights are the score alone, recomputed from the logit (DeepSeek-V3).
+    n_group, topk_group : int
+        Experts lie in n_group equal groups, and are chosen from the topk_group best of them; all others count as minus
+        infinity.
+    group_score : {"max", "top2"}, optional
+        A group is as good as its largest score plus bias, or its two largest together. Default: "top2" with a bias (DeepSeek-V3),
+        "max" without (DeepSeek-V2).
+    routed_scaling_factor : float
+        Times each weight, last.
+    num_shared, shared_weight : int, float
+        Each routed row ends in slots for experts E .. E + num_shared - 1 of that weight.
     backend : {"c", "numba", "reference"}
     isa : str, optional
         Force a C variant. :class:`assay.UnsupportedError` when this CPU lacks it.
@@ -60,40 +88,102 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool = True, out: Any
         Naming the argument, what was wanted and what came.
     """
     x = as_tensor(router_logits, "router_logits", FLOAT_NAMES, 2)
-    tokens, experts = x.shape
+    tokens, experts = x.array.shape
     if experts < 1 or max(tokens, experts) > _MOST:
         raise ValueError(f"router_logits: expected [T, E] with 1 <= E and T, E < 2^31, got {list(x.shape)}")
-    if not isinstance(top_k, (int, np.integer)) or isinstance(top_k, bool):
-        raise TypeError(f"top_k: expected an int, got {type(top_k).__name__}")
-    if not 1 <= top_k <= experts:
-        raise ValueError(f"top_k: expected 1..E = 1..{experts}, got {top_k}")
-    top_k = int(top_k)
+    top_k = _count(top_k, "top_k", 1, experts, "E")
+    if scoring not in _SCORES:
+        raise ValueError(f"scoring: expected one of {', '.join(_SCORES)}, got {scoring!r}")
+    if renormalize is None or scoring == "softmax_topk":
+        renormalize = scoring != "none"
+    elif renormalize and scoring == "none":
+        raise ValueError("renormalize: expected False with scoring='none', whose weights may have any sign, got True")
+    extras = _Extras(top_k, bool(renormalize))
+    if num_shared or bias is not None or n_group != 1 or routed_scaling_factor != 1 or topk_group != 1:
+        extras.check(experts, bias, n_group, topk_group, group_score, routed_scaling_factor, num_shared, shared_weight)
+    width = top_k + extras.num_shared
     outputs, result = as_outputs(
         out, ("topk_weights", "topk_ids", "status"), ("float32", "int32", "int32"),
-        ((tokens, top_k), (tokens, top_k), (tokens,)), (x,),
+        ((tokens, width), (tokens, width), (tokens,)), (x,),
     )  # fmt: skip
     if backend == "c":
         written = dense(outputs)
         weights, ids, status = written
-        code = lib.assay_moe_route(
-            x.ptr, FLOAT_DTYPES[x.dtype], x.row_stride, tokens, experts, top_k, bool(renormalize),
+        args = ffi.new("assay_route_args *", (
+            x.ptr, FLOAT_DTYPES[x.dtype], _SCORES[scoring], x.row_stride, tokens, experts, top_k,
+            ffi.NULL if extras.bias is None else ffi.from_buffer("float[]", extras.bias), extras.n_group,
+            extras.topk_group, extras.top2, extras.renormalize, extras.scaling, extras.shared_weight, extras.num_shared,
             ffi.cast("float *", weights.ptr), ffi.cast("int32_t *", ids.ptr), ffi.cast("int32_t *", status.ptr),
-            variant_index(isa), thread_count(num_threads),
-        )  # fmt: skip
-        check(code, "moe_route", isa)
+        ))  # fmt: skip
+        check(lib.assay_moe_route(args, variant_index(isa), thread_count(num_threads)), "moe_route", isa)
         copy_back(outputs, written)
     else:
-        found = _other_backend(backend, widen(x), top_k, bool(renormalize), isa)
-        for tensor, array in zip(outputs, found, strict=True):
+        found = twin(backend, "moe", isa)
+        run = reference.moe_route if found is None else found.route
+        arrays = run(
+            widen(x), top_k, extras.renormalize, scoring, extras.bias, extras.n_group, extras.topk_group, extras.top2,
+            extras.scaling, extras.num_shared, extras.shared_weight,
+        )  # fmt: skip
+        for tensor, array in zip(outputs, arrays, strict=True):
             tensor.array[...] = array
     return RouteResult(*result)
 
 
-def _other_backend(
-    backend: str, x: np.ndarray, top_k: int, renormalize: bool, isa: str | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    found = twin(backend, "moe", isa)
-    if found is None:
-        return reference.moe_route(x, top_k, renormalize)
-    weights, ids, status = found.route(x, top_k, renormalize)
-    return weights, ids, status
+class _Extras:
+    """What a router may have beyond a softmax and top-k, checked."""
+
+    __slots__ = (
+        "bias",
+        "n_group",
+        "num_shared",
+        "renormalize",
+        "scaling",
+        "shared_weight",
+        "top2",
+        "top_k",
+        "topk_group",
+    )
+
+    def __init__(self, top_k: int, renormalize: bool) -> None:
+        self.top_k, self.renormalize = top_k, renormalize
+        self.bias: np.ndarray | None = None
+        self.n_group, self.topk_group, self.top2 = 1, 1, False
+        self.scaling, self.num_shared, self.shared_weight = 1.0, 0, 1.0
+
+    def check(self, experts: int, bias: Any, n_group: Any, topk_group: Any, group_score: Any, scaling: Any,
+              num_shared: Any, shared_weight: Any) -> None:  # fmt: skip
+        self.n_group = _count(n_group, "n_group", 1, experts, "E")
+        if experts % self.n_group:
+            raise ValueError(f"n_group: expected a divisor of E = {experts}, got {n_group}")
+        self.topk_group = _count(topk_group, "topk_group", 1, self.n_group, "n_group")
+        if self.top_k > self.topk_group * (experts // self.n_group):
+            fits = self.topk_group * (experts // self.n_group)
+            raise ValueError(
+                f"top_k: expected at most the {fits} experts of topk_group = {topk_group}, got {self.top_k}"
+            )
+        if group_score not in (None, "max", "top2"):
+            raise ValueError(f"group_score: expected 'max' or 'top2', got {group_score!r}")
+        if bias is not None:
+            self.bias = np.ascontiguousarray(as_tensor(bias, "bias", ("float32",), 1).array)
+            if self.bias.shape != (experts,):
+                raise ValueError(f"bias: expected [E] = [{experts}], got {list(self.bias.shape)}")
+            if not (self.bias < np.inf).all():
+                raise ValueError("bias: expected finite values or minus infinity, got NaN or plus infinity")
+        if experts > _MOST_KEYED and (bias is not None or self.n_group > 1):
+            raise ValueError(
+                f"router_logits: expected at most {_MOST_KEYED} experts with a bias or groups, got {experts}"
+            )
+        self.top2 = group_score == "top2" or (group_score is None and bias is not None)
+        self.num_shared = _count(num_shared, "num_shared", 0, 2**20, "2^20")
+        for name, value in (("routed_scaling_factor", scaling), ("shared_weight", shared_weight)):
+            if not np.isfinite(value):
+                raise ValueError(f"{name}: expected a finite number, got {value}")
+        self.scaling, self.shared_weight = float(scaling), float(shared_weight)
+
+
+def _count(value: Any, name: str, least: int, most: int, symbol: str) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{name}: expected {least}..{symbol} = {least}..{most}, got {value}")
+    return int(value)

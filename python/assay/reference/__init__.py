@@ -17,6 +17,7 @@ from .gemm import (
     w8a8_gemm,
 )
 from .moe import moe_route
+from .moe_experts import activate, moe_experts
 from .philox import philox4x32, uniform
 from .rows import row_status, softmax
 from .tree import TreeLayout, tree_build
@@ -26,10 +27,12 @@ from .wide import dequantize_wide, wide_a8_gemm, wide_a16_gemm, wide_values
 __all__ = [
     "TreeLayout",
     "accepts",
+    "activate",
     "dequantize_int4",
     "dequantize_wide",
     "fma",
     "lane_sum",
+    "moe_experts",
     "moe_route",
     "pack_nibbles",
     "philox4x32",
