@@ -118,8 +118,9 @@ def dense_twin(model: ModelSpec, equal: str = "total") -> ModelSpec:
             continue
         if m.role == "expert":
             n, k = (m.n, m.k * times) if m.n == model.hidden_size else (m.n * times, m.k)
-            m = Matrix(m.name.replace("expert", "ffn"), n, k, m.count, "ffn")
-        matrices.append(m)
+            matrices.append(Matrix(m.name.replace("expert", "ffn"), n, k, m.count, "ffn"))
+        else:
+            matrices.append(m)
     return replace(
         model,
         name=f"{model.name}'s dense twin of equal {equal} parameters",
