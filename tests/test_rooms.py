@@ -108,7 +108,19 @@ def test_commands_import_only_the_standard_library_at_the_top():
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["doctor"], ["calibrate"], ["predict"], ["inspect"], ["convert"], ["profile"], ["validate"]]
+    "command",
+    [
+        [],
+        ["doctor"],
+        ["calibrate"],
+        ["predict"],
+        ["inspect"],
+        ["convert"],
+        ["profile"],
+        ["validate"],
+        ["techniques"],
+        ["claims"],
+    ],
 )
 def test_help_loads_no_numpy(command):
     code = (

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import FormatError
 from ..model import ModelSpec, lookup, slug
 
-__all__ = ["find_device", "list_devices", "list_models", "load_model", "resolve_model"]
+__all__ = ["find_device", "list_claims", "list_devices", "list_models", "load_model", "resolve_model"]
 
 
 @cache
@@ -125,3 +125,14 @@ def find_device(name: str) -> dict[str, Any] | None:
             if re.search(rf"(?<![a-z0-9]){re.escape(pattern)}(?![a-z0-9])", text):
                 return dict(row)
     return None
+
+
+@cache
+def _claim_rows() -> tuple[dict[str, Any], ...]:
+    text = files(__package__).joinpath("claims.json").read_text(encoding="utf-8")
+    return tuple(json.loads(text)["claims"])
+
+
+def list_claims() -> list[dict[str, Any]]:
+    """Rows of ``claims.json``: id, the claim in words, the case of `assay.cost.claims` that prices it, its numbers."""
+    return [dict(row) for row in _claim_rows()]

@@ -1,0 +1,119 @@
+"""The ledger of claims: every one answered, verdicts computed from the numbers."""
+
+import csv
+import io
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from assay.catalog import find_device, list_claims, load_model
+from assay.cli import main
+from assay.cost.cases import Draws
+from assay.cost.claims import CASES, VERDICTS, Value, World, exact, recompute, verdict
+
+WORLD = World(load_model, find_device, Draws(64))
+CLAIMS = {claim["id"]: claim for claim in list_claims()}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return {name: recompute(claim, WORLD) for name, claim in CLAIMS.items()}
+
+
+def test_every_claim_is_there_and_answered(rows):
+    assert list(rows) == [f"C{i:02}" for i in range(1, 39)]
+    assert {claim["case"] for claim in CLAIMS.values()} == set(CASES)
+    for row in rows.values():
+        assert row["verdict"] in VERDICTS
+        assert row["arithmetic"]
+        assert bool(row["values"]) == (row["verdict"] != "not testable")
+        assert bool(row["depends_on"]) == (row["verdict"] == "depends")
+        for value in row["values"]:
+            assert value["low"] <= value["value"] <= value["high"]
+            assert all(math.isfinite(value[key]) and value[key] > 0 for key in ("low", "value", "high"))
+
+
+@pytest.mark.parametrize(
+    ("values", "claimed", "span", "wanted"),
+    [
+        ([], (1, 2), False, "not testable"),
+        ([exact(1.0), exact(2.0)], (1, 2), False, "consistent"),
+        ([exact(2.09)], (1, 2), False, "consistent"),
+        ([exact(2.11)], (1, 2), False, "inconsistent"),
+        ([exact(0.5), exact(1.5)], (1, 2), False, "depends"),
+        ([Value(0.9, 0.5, 1.5)], (1, 2), False, "depends"),
+        ([exact(0.5), exact(5.0)], (1, 2), False, "inconsistent"),
+        ([exact(0.5), exact(5.0)], (1, 2), True, "depends"),
+        ([exact(3.0), exact(5.0)], (1, 2), True, "inconsistent"),
+        ([exact(0.9)], (None, 1), False, "consistent"),
+        ([exact(1.0)], (None, 1), False, "inconsistent"),
+        ([exact(7.0)], (1, None), False, "consistent"),
+        ([exact(1.0)], (1, None), False, "inconsistent"),
+    ],
+)
+def test_verdicts(values, claimed, span, wanted):
+    assert verdict(values, claimed, span=span) == wanted
+
+
+def test_contradictions_are_found(rows):
+    """A growth of 58% that is 78%, a dense model called sparse, a hundredfold that is tenfold by its own figures."""
+    assert {rows[name]["verdict"] for name in ("C08", "C25", "C32")} == {"inconsistent"}
+    assert rows["C32"]["values"][0]["value"] == pytest.approx(10**0.25 - 1)
+    assert rows["C25"]["values"][0]["value"] == pytest.approx(122.6e9, rel=1e-3)
+    assert rows["C33"]["verdict"] == "consistent"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("C01", {"claimed": [1e9, 2e9]}), ("C29", {"under": [0.2, 0.2]}), ("C31", {"end": [20, 10, 5, 5]}),
+     ("C26", {"factors": [[30, 30], [5, 10]]}), ("C03", {"claimed": [5000, 6000]}), ("C17", {"claimed": [100, None]})],
+)  # fmt: skip
+def test_verdicts_follow_the_numbers(rows, name, change):
+    claim = CLAIMS[name]
+    other = recompute({**claim, "numbers": {**claim["numbers"], **change}}, WORLD)
+    assert rows[name]["verdict"] == "consistent"
+    assert other["verdict"] in ("inconsistent", "depends")
+
+
+def test_unknown_case():
+    with pytest.raises(ValueError, match="C99: case: expected"):
+        recompute({"id": "C99", "claim": "", "case": "magic", "numbers": {}}, WORLD)
+
+
+def run(capsys, *args):
+    status = main(["claims", *args])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_command(capsys):
+    status, out, _ = run(capsys, "c10", "C25")
+    assert status == 0
+    assert out.startswith("2 claims: ")
+    answer = json.loads(run(capsys, "-o", "json")[1])
+    assert len(answer["rows"]) == 38
+    keys = {"id", "claim", "recomputed", "arithmetic", "verdict", "depends_on"}
+    assert all(keys <= set(row) for row in answer["rows"])
+    table = list(csv.DictReader(io.StringIO(run(capsys, "-o", "csv")[1])))
+    assert [row["verdict"] for row in table] == [row["verdict"] for row in answer["rows"]]
+
+
+@pytest.mark.parametrize("args", [["C99"], ["--seed", "-1"], ["C01", "x"]])
+def test_bad_input(capsys, args):
+    status, out, err = run(capsys, *args)
+    assert (status, out) == (2, "")
+    assert err.startswith("assay claims: ")
+
+
+def test_the_page_is_the_ledgers_output(capsys):
+    """docs/claims.md: the same claims, verdicts and words; numbers may differ in the last digit of a platform's libm."""
+    page = (Path(__file__).parent.parent / "docs" / "claims.md").read_text(encoding="utf-8")
+    out = run(capsys, "-o", "md")[1]
+
+    def skeleton(text):
+        return [re.sub(r"\d[\d.e+-]*", "#", line) for line in text.splitlines() if line.startswith("| C")]
+
+    assert skeleton(page) == skeleton(out)
