@@ -228,7 +228,7 @@ def write_table(path, rows=400):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
-    table = gemm_table(sides=6)
+    table = gemm_table(sides=7)
     head = {
         k: v[0]
         for k, v in columns(1).items()
