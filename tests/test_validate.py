@@ -13,7 +13,7 @@ from assay.cli import main
 from assay.cost import kriging
 from assay.cost.device import Device, fit_device, timer_step, transferred, unknown_device
 from assay.cost.energy import fit_power
-from assay.cost.validation import kernel_classes, score, summary
+from assay.cost.validation import kernel_classes, plans, score, summary
 from assay.cost.workload import distinct_experts, work_of
 from assay.errors import FormatError
 from assay.tables import KernelTable
@@ -113,9 +113,11 @@ def test_power_is_found_again():
     table = gemm_table(power=True)
     model = fit_device(table, H200)
     power = fit_power(table, model)
-    watts, joules = power.predict(table)
-    assert np.median(np.abs(watts / table.power_w - 1)) < 0.02
-    assert np.median(np.abs(joules / (table.power_w * table.time_s) - 1)) < 0.03
+    energy = power.predict(table)
+    assert np.median(np.abs(energy.power_w / table.power_w - 1)) < 0.02
+    joules = table.power_w * table.time_s
+    assert np.median(np.abs(energy.joules / joules - 1)) < 0.03
+    assert np.mean((energy.low_j <= joules) & (joules <= energy.high_j)) > 0.85
     assert power.idle_w == pytest.approx(120, rel=0.1)
     with pytest.raises(ValueError, match="a table without them"):
         fit_power(TABLE, MODEL)
@@ -226,7 +228,7 @@ def write_table(path, rows=400):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
-    table = gemm_table(sides=8)
+    table = gemm_table(sides=7)
     head = {
         k: v[0]
         for k, v in columns(1).items()
@@ -251,9 +253,24 @@ def test_the_command_prints_rows_a_verdict_and_the_next_command(tmp_path, capsys
     assert {"op", "dtype", "regime", "n", "median_ape", "p90_ape", "bias", "coverage", "baseline_median_ape"} <= set(
         data["rows"][0]
     )
-    for fmt in ("csv", "md"):
-        assert main(["validate", str(path), "--no-regressor", "-o", fmt]) == 0
-        assert "bfloat16" in capsys.readouterr().out
+    assert main(["validate", str(path), "--no-regressor", "--hold-out", "all", "-o", "md"]) == 0
+    out = capsys.readouterr().out
+    assert "Held out: shapes" in out
+    assert "Held out: systems" not in out  # one system has no other to be predicted from
+
+
+def test_all_holds_out_what_each_op_is_judged_by():
+    twin = replace(TABLE, system="other")
+    experts = KernelTable("moe", "bfloat16", "a", "test 1", "x", moe(), np.ones(1))
+    assert plans([TABLE], "all") == [("shapes", [TABLE])]
+    found = plans([TABLE, twin, experts], "all")
+    assert [(what, [t.op for t in some]) for what, some in found] == [
+        ("shapes", ["gemm", "gemm"]),
+        ("points", ["moe"]),
+        ("models", ["moe"]),
+        ("systems", ["gemm", "gemm"]),
+    ]
+    assert plans([TABLE], "points") == [("points", [TABLE])]
 
 
 def test_the_command_refuses_what_it_cannot_read(tmp_path, capsys):

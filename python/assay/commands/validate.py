@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--hold-out",
-        choices=("shapes", "models", "systems", "points"),
+        choices=("shapes", "models", "systems", "points", "all"),
         default="shapes",
         help="what the fit never sees: whole weight shapes or head and expert configurations (default), whole models, "
-        "whole systems, or single points",
+        "whole systems, single points, or all: what each op is judged by (docs/accuracy.md)",
     )
     parser.add_argument(
         "-o", "--output", choices=("table", "md", "csv", "json"), default="table", help="format (table)"
@@ -33,38 +34,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Scores the tables; exit status 0."""
     from assay import machine
-    from assay.cost.validation import kernel_classes, score, summary
+    from assay.cost.validation import kernel_classes, plans, score, summary
     from assay.importers import read_tables
     from assay.report.progress import Progress
-    from assay.report.table import render, to_json
+    from assay.report.table import Column, render, to_json
 
     if args.seed < 0:
         raise ValueError(f"--seed: expected at least 0, got {args.seed}")
     tables = [table for path in args.tables for table in read_tables(path)]
     classes = kernel_classes(tables)
-    scored, skipped = [], []
-    with Progress(float(sum(len(t) for t in classes)), "validating", None) as progress:
-        for table, parts, why in score(
-            classes,
-            _datasheet,
-            hold_out=args.hold_out,
-            yardstick=not args.no_regressor,
-            seed=args.seed,
-            workers=machine.affinity_count() or 1,
-        ):
-            scored += parts
-            if not parts:
-                skipped.append(
-                    {
-                        "op": table.op,
-                        "dtype": table.dtype,
-                        "system": table.system,
-                        "variant": table.variant,
-                        "reason": why,
-                    }
-                )
-            progress.advance(float(len(table)), f"{table.op} {table.dtype}")
-    rows = summary(scored)
+    work = plans(classes, args.hold_out)
+    rows: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    total = float(sum(len(t) for _, some in work for t in some))
+    with Progress(total, "validating", None) as progress, _one_thread_each():
+        for hold_out, some in work:
+            scored = []
+            for table, parts, why in score(
+                some,
+                _datasheet,
+                hold_out=hold_out,
+                yardstick=not args.no_regressor,
+                seed=args.seed,
+                workers=machine.affinity_count() or 1,
+            ):
+                scored += parts
+                if not parts:
+                    skipped.append({"hold_out": hold_out, "reason": why} | _names(table))
+                progress.advance(float(len(table)), f"{table.op} {table.dtype}")
+            rows += [{"hold_out": hold_out} | row for row in summary(scored)]
     notes = _notes(classes)
     if args.output == "json":
         head = {
@@ -75,15 +73,40 @@ def run(args: argparse.Namespace) -> int:
         }
         print(to_json(head | {"tables": args.tables, "rows": rows, "skipped": skipped, "notes": notes}))
     elif args.output == "csv":
-        sys.stdout.write(render(rows, _columns(), "csv"))
+        sys.stdout.write(render(rows, [Column("hold_out", "held out"), *_columns()], "csv"))
     else:
-        print(render(rows, _columns(), args.output), end="\n\n")
-        for s in skipped:
-            print(f"not scored: {s['op']} {s['dtype']} of {s['system']} ({s['variant']}): {s['reason']}")
-        for note in notes:
-            print(note)
-        print(_verdict(rows, args.hold_out))
+        _print_text(rows, skipped, notes, args)
     return 0
+
+
+def _print_text(
+    rows: list[dict[str, Any]], skipped: list[dict[str, str]], notes: list[str], args: argparse.Namespace
+) -> None:
+    from assay.report.table import render
+
+    for hold_out in dict.fromkeys(row["hold_out"] for row in rows):
+        if args.hold_out == "all":
+            print(f"Held out: {hold_out}", end="\n\n")
+        print(render([r for r in rows if r["hold_out"] == hold_out], _columns(), args.output), end="\n\n")
+    for s in skipped:
+        print(f"not scored: {s['op']} {s['dtype']} of {s['system']} ({s['variant']}), {s['hold_out']}: {s['reason']}")
+    for note in notes:
+        print(note)
+    print(_verdict(rows, args.hold_out))
+
+
+def _names(table: "KernelTable") -> dict[str, str]:
+    return {"op": table.op, "dtype": table.dtype, "system": table.system, "variant": table.variant}
+
+
+def _one_thread_each() -> AbstractContextManager[Any]:
+    """Holds numpy's own threads back where that can be done: the classes already run beside each other."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return nullcontext()
+    limits: AbstractContextManager[Any] = threadpool_limits(1)
+    return limits
 
 
 def _datasheet(system: str) -> "Device":

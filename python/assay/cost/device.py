@@ -156,6 +156,15 @@ def timer_step(time_s: FloatArray) -> float:
     return float(np.quantile(np.diff(short), 0.75))
 
 
+def held_together(work: Work, points: int, hide: str) -> IntArray:
+    """Group of each point of which all or none is hidden; each point by itself where there is but one group."""
+    alone = np.arange(points, dtype=np.int64)
+    if hide == "point":
+        return alone
+    group: IntArray = getattr(work, hide)
+    return group if np.unique(group).size > 1 else alone
+
+
 def fit_device(table: KernelTable, device: Device, *, hide: str = "shape", seed: int = 0) -> DeviceModel:
     """Model of one kernel class from its measured points.
 
@@ -181,9 +190,7 @@ def fit_device(table: KernelTable, device: Device, *, hide: str = "shape", seed:
     work = work_of(table, device.multiprocessors)
     law = fit_law(work, table.time_s, device, table.format.activation_bytes, rng)
     residual = np.log(table.time_s) - law.log_time(work)
-    group: IntArray = np.arange(len(table), dtype=np.int64) if hide == "point" else getattr(work, hide)
-    if np.unique(group).size < 2:
-        group = np.arange(len(table))
+    group = held_together(work, len(table), hide)
     spread = max(float(np.median(np.abs(residual - np.median(residual)))) * 1.4826, 0.01)
     noise = (timer_step(table.time_s) / table.time_s / spread) ** 2 / 12.0
     fitted = kriging.fit(work.features, residual, group=group, scale=work.start, noise=np.minimum(noise, 1.0), rng=rng)

@@ -10,14 +10,18 @@ descent over a few factors: nothing about the hidden group may help, or interpol
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from assay.cost.roofline import FloatArray, IntArray
 
 NEIGHBOURS = 48
 CANDIDATES = 400  # looked at again when scales are tried
 SCALE_FACTORS = (0.1, 0.3, 0.6, 1.6, 3.0)  # never 0: what is off in one sample of points may matter in the next
+FINE_FACTORS = (0.6, 1.6)  # of the second round
+SEARCHED = 32  # neighbours while scales are tried
 GAIN = 0.997  # a change of scale has to earn 0.3% of the loss
 
 
@@ -72,17 +76,32 @@ def fit(
     """
     picked = rng.choice(len(residual), min(queries, len(residual)), replace=False)
     near = _nearest(features * scale, features[picked] * scale, CANDIDATES, group, group[picked])
-    points, values, noises = features[near], residual[near], noise[near]
+    # Single precision is enough to compare scales; squares are kept by feature, for a trial changes one of them.
+    points = features[near].astype(np.float32)
+    apart = np.ascontiguousarray(np.moveaxis((points - features[picked, None].astype(np.float32)) ** 2, -1, 0))
+    values, noises = residual[near].astype(np.float32), noise[near].astype(np.float32)
+    rows = np.arange(len(picked))[:, None]
 
     def loss(scale: FloatArray, nugget: float) -> float:
-        mean, _ = _krige(points, features[picked], values, noises, scale, nugget)
-        error = np.abs(mean - residual[picked])
+        square = np.tensordot((scale**2).astype(np.float32), apart, 1)
+        if square.shape[1] > SEARCHED:
+            keep = np.argpartition(square, SEARCHED, axis=1)[:, :SEARCHED]
+        else:
+            keep = np.broadcast_to(np.arange(square.shape[1]), square.shape)
+        x = points[rows, keep] * scale.astype(np.float32)
+        covariance = _covariance(x, noises[rows, keep], nugget)
+        held = values[rows, keep]
+        solved = np.linalg.solve(covariance, np.stack([held, np.ones_like(held)], axis=-1))
+        mean = solved[..., 0].sum(axis=1) / solved[..., 1].sum(axis=1)
+        weight = np.exp(-np.sqrt(square[rows, keep]))
+        mean = mean + (weight * (solved[..., 0] - mean[:, None] * solved[..., 1])).sum(axis=1)
+        error = np.abs(mean.astype(np.float64) - residual[picked])
         return float(np.median(error) + 0.3 * np.mean(np.minimum(error, 0.15)))
 
     best = loss(scale, nugget)
-    for feature in (*range(scale.size), *range(scale.size)):
+    for feature, factors in [(i, f) for f in (SCALE_FACTORS, FINE_FACTORS) for i in range(scale.size)]:
         base = scale[feature]
-        for factor in SCALE_FACTORS:
+        for factor in factors:
             trial = scale.copy()
             trial[feature] = base * factor
             if trial.any() and (now := loss(trial, nugget)) < best * GAIN:
@@ -129,6 +148,16 @@ def _nearest(
     return found
 
 
+def _covariance(x: npt.NDArray[Any], noise: npt.NDArray[Any], nugget: float) -> npt.NDArray[Any]:
+    """Covariances [m, c, c] of scaled points ``x`` [m, c, d], in their precision."""
+    norm = (x * x).sum(axis=-1)
+    square = norm[:, :, None] + norm[:, None, :] - 2.0 * (x @ x.transpose(0, 2, 1))
+    covariance: npt.NDArray[Any] = np.exp(-np.sqrt(np.maximum(square, 0.0)))
+    diagonal = np.arange(covariance.shape[1])
+    covariance[:, diagonal, diagonal] = 1.0 + nugget + noise
+    return covariance
+
+
 def _krige(
     points: FloatArray, at: FloatArray, values: FloatArray, noise: FloatArray, scale: FloatArray, nugget: float
 ) -> tuple[FloatArray, FloatArray]:
@@ -140,11 +169,7 @@ def _krige(
         keep = np.argpartition(square, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
         x = np.take_along_axis(x, keep[:, :, None], axis=1)
         square, values, noise = (np.take_along_axis(a, keep, axis=1) for a in (square, values, noise))
-    norm = (x * x).sum(axis=-1)
-    between = norm[:, :, None] + norm[:, None, :] - 2.0 * (x @ x.transpose(0, 2, 1))
-    covariance = np.exp(-np.sqrt(np.maximum(between, 0.0)))
-    diagonal = np.arange(covariance.shape[1])
-    covariance[:, diagonal, diagonal] = 1.0 + nugget + noise
+    covariance = _covariance(x, noise, nugget)
     to_query = np.exp(-np.sqrt(square))
     solved = np.linalg.solve(covariance, np.stack([values, np.ones_like(values), to_query], axis=-1))
     by_value, by_one, weight = solved[..., 0], solved[..., 1], solved[..., 2]

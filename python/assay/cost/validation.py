@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.cost.device import FEWEST, TRANSFER_LOG, Device, DeviceModel, fit_device, transferred
-from assay.cost.energy import fit_power
+from assay.cost.energy import Energy, fit_power
 from assay.cost.roofline import FloatArray
 from assay.cost.workload import work_of
 from assay.cost.yardstick import regressor, roofline
@@ -40,7 +40,7 @@ class Scored:
     high_s: FloatArray
     roofline_s: FloatArray
     regressor_s: FloatArray | None
-    joules: FloatArray | None = None
+    energy: Energy | None = None
 
 
 def kernel_classes(tables: Sequence[KernelTable]) -> list[KernelTable]:
@@ -55,6 +55,21 @@ def kernel_classes(tables: Sequence[KernelTable]) -> list[KernelTable]:
             small.setdefault((t.system, t.source, t.op, t.dtype), []).append(t)
     classes = [t for t in whole if len(t) >= SMALL]
     return classes + [joined(parts, " + ".join(t.variant for t in parts)) for parts in small.values()]
+
+
+def plans(tables: Sequence[KernelTable], hold_out: str) -> list[tuple[str, list[KernelTable]]]:
+    """What is held out of which classes; "all" is what each op is judged by.
+
+    That is new shapes for every op but experts; for those, new points of a known model, and new models; and new
+    systems for every op. A class that has no other system to be predicted from has no part in the last.
+    """
+    if hold_out != "all":
+        return [(hold_out, list(tables))]
+    experts = [t for t in tables if t.op == "moe"]
+    others = [t for t in tables if t.op != "moe"]
+    moved = [t for t in tables if any((t.op, t.dtype) == (o.op, o.dtype) and t.system != o.system for o in tables)]
+    found = [("shapes", others), ("points", experts), ("models", experts), ("systems", moved)]
+    return [(what, classes) for what, classes in found if classes]
 
 
 def score(
@@ -121,7 +136,7 @@ def _class(
 def _fold(train: KernelTable, test: KernelTable, device: Device, hide: str, yardstick: bool, seed: int) -> Scored:
     model = fit_device(train, device, hide=hide, seed=seed)
     prediction = model.predict(test)
-    joules = fit_power(train, model, seed).predict(test)[1] if train.power_w is not None else None
+    energy = fit_power(train, model, seed, hide=hide).predict(test) if train.power_w is not None else None
     return Scored(
         test,
         prediction.regime,
@@ -130,7 +145,7 @@ def _fold(train: KernelTable, test: KernelTable, device: Device, hide: str, yard
         prediction.high_s,
         roofline(train, test, device),
         regressor(train, test, seed) if yardstick else None,
-        joules,
+        energy,
     )
 
 
@@ -212,7 +227,7 @@ def summary(scored: Sequence[Scored]) -> list[Row]:
             here = np.ones(regime.size, dtype=bool) if name == "all" else regime == name
             if here.any():
                 rows.append(head | {"quantity": "time", "regime": name} | _errors(columns, here))
-        joules = [p for p in parts if p.joules is not None and p.table.power_w is not None]
+        joules = [p for p in parts if p.energy is not None and p.table.power_w is not None]
         if joules:
             energy = _energy_columns(joules)
             rows.append(
@@ -240,7 +255,9 @@ def _columns(parts: Sequence[Scored]) -> Mapping[str, FloatArray]:
 def _energy_columns(parts: Sequence[Scored]) -> Mapping[str, FloatArray]:
     return {
         "measured": np.concatenate([p.table.power_w * p.table.time_s for p in parts if p.table.power_w is not None]),
-        "predicted": np.concatenate([p.joules for p in parts if p.joules is not None]),
+        "predicted": np.concatenate([p.energy.joules for p in parts if p.energy is not None]),
+        "low": np.concatenate([p.energy.low_j for p in parts if p.energy is not None]),
+        "high": np.concatenate([p.energy.high_j for p in parts if p.energy is not None]),
     }
 
 
@@ -262,6 +279,7 @@ def _errors(columns: Mapping[str, FloatArray], here: npt.NDArray[np.bool_]) -> R
     }
     if "low" in columns:
         row["coverage"] = float(np.mean((columns["low"][here] <= measured) & (measured <= columns["high"][here])))
+    if "roofline" in columns:
         row["baseline_median_ape"] = float(np.median(np.abs(error("roofline"))))
     if "regressor" in columns:
         row["regressor_median_ape"] = float(np.median(np.abs(error("regressor"))))
