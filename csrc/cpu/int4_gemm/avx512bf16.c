@@ -10,7 +10,7 @@
  *   registers (MR = 6): 12 sums of a group, 12 of the row, 2 weights, 2 words, table, activation. */
 #include "../gemm_avx512.h"
 
-enum { MR_PAIRS = 6, MOST_TOGETHER = 4, MOST_PARTS = 16 };
+enum { MR_PAIRS = 8, MOST_TOGETHER = 4, MOST_PARTS = 20 };
 
 extern const assay_int4_gemm_kernel assay_int4_gemm_avx512vnni;
 
@@ -147,7 +147,7 @@ INLINE void pairs16(const assay_gemm_args *p, int64_t t, int64_t row0, const rea
     const int32_t *x = (const int32_t *)p->values + row0 * (l->k_padded / 2);
     const float *xsum = p->scale + row0 * l->groups;
     const int64_t group = l->group_padded / 2 * rows;
-    const int together = rows <= 2 ? 4 : rows <= 4 ? 2 : 1;
+    const int together = rows <= 2 ? 4 : rows <= 5 ? 2 : 1;
     __m512 f[2 * MR_PAIRS];
     expect_rows(p, t, row0, rows);
 #pragma GCC unroll 16
@@ -159,12 +159,14 @@ INLINE void pairs16(const assay_gemm_args *p, int64_t t, int64_t row0, const rea
     store_rows(p, f, t, row0, rows);
 }
 
-ROWS(pairs16, 1) ROWS(pairs16, 2) ROWS(pairs16, 3) ROWS(pairs16, 4) ROWS(pairs16, 5) ROWS(pairs16, 6)
+ROWS(pairs16, 1) ROWS(pairs16, 2) ROWS(pairs16, 3) ROWS(pairs16, 4) 
+ROWS(pairs16, 5) ROWS(pairs16, 6) ROWS(pairs16, 7) ROWS(pairs16, 8)
 
 static void w4a8(const assay_gemm_args *p, int64_t begin, int64_t end) { assay_int4_gemm_avx512vnni.w4a8(p, begin, end); }
 
 static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) {
-    static const block_fn blocks[MR_PAIRS] = {pairs16_1, pairs16_2, pairs16_3, pairs16_4, pairs16_5, pairs16_6};
+    static const block_fn blocks[MR_PAIRS] = {pairs16_1, pairs16_2, pairs16_3, pairs16_4,
+                                              pairs16_5, pairs16_6, pairs16_7, pairs16_8};
     if (p->pairs) tiles(p, begin, end, blocks, 8);
     else assay_int4_gemm_avx512vnni.w4a16(p, begin, end);
 }
