@@ -6,8 +6,9 @@
  * is therefore the chain p = fma(x_k, q_k, p), two links an instruction, at the rate of one vfmadd.
  *   per 8 k x 16 columns: 2 vpshufb, 2 vpsrlw, 4 vpermw make pairs of bfloat16 weights, then 4 vdpbf16ps a row.
  * vpshufb brings bytes 1, 0 and 3, 2 of a lane to its words; vpermw looks the word's low five bits up, in a table that does
- * not mind the fifth. Bound: two vdpbf16ps a cycle from four rows on, DRAM below.
- *   registers (MR = 6): 12 sums of a group, 12 of the row, 2 weights, 2 words, table, activation. */
+ * not mind the fifth. Bound: two vdpbf16ps a cycle from three or four rows on, DRAM below.
+ *   registers (MR = 8): 16 sums of a group, 2 weights, 2 words, table, activation; the sums of the row lie in L1. Up to five rows,
+ *   groups run side by side, since a chain waits for its own latency. */
 #include "../gemm_avx512.h"
 
 enum { MR_PAIRS = 8, MOST_TOGETHER = 4, MOST_PARTS = 20 };
