@@ -278,12 +278,12 @@ EMU float emu_f32_of_bf16(uint16_t h) {
     __builtin_memcpy(&x, &bits, 4);
     return emu_flushed(x);
 }
-EMU __m512 emu_dpbf16_ps(__m512 sum, const void *a, const void *b) {
+EMU __m512 emu_dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
     float r[16];
     uint16_t x[32], y[32];
     __builtin_memcpy(r, &sum, 64);
-    __builtin_memcpy(x, a, 64);
-    __builtin_memcpy(y, b, 64);
+    __builtin_memcpy(x, &a, 64);
+    __builtin_memcpy(y, &b, 64);
     for (int i = 0; i < 16; i++)
         for (int word = 2 * i + 1; word >= 2 * i; word--)
             r[i] = emu_flushed(__builtin_fmaf(emu_f32_of_bf16(x[word]), emu_f32_of_bf16(y[word]), emu_flushed(r[i])));
@@ -292,7 +292,7 @@ EMU __m512 emu_dpbf16_ps(__m512 sum, const void *a, const void *b) {
 }
 #undef _mm512_dpbf16_ps
 #define __m512bh __m512i
-#define _mm512_dpbf16_ps(sum, a, b) emu_dpbf16_ps(sum, &(__m512i){a}, &(__m512i){b})
+#define _mm512_dpbf16_ps(sum, a, b) emu_dpbf16_ps(sum, a, b)
 #endif
 
 #include "amx.h"

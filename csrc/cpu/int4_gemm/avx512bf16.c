@@ -19,8 +19,9 @@ extern const assay_int4_gemm_kernel assay_int4_gemm_avx512vnni;
 
 /* a[i .. i + 7], zeros from `end` on, and for what is below 2^-100 in size. */
 INLINE __m128i load8(const uint16_t *a, int64_t i, int64_t end) {
-    const __mmask8 mask = i + 8 <= end ? 0xff : i < end ? (__mmask8)((1u << (end - i)) - 1) : 0;
-    const __m128i x = _mm_maskz_loadu_epi16(mask, a + i);
+    uint16_t last[8] = {0};
+    if (i + 8 > end && i < end) memcpy(last, a + i, (size_t)(end - i) * sizeof *a);
+    const __m128i x = _mm_loadu_si128((const __m128i *)(const void *)(i + 8 <= end ? a + i : last));
     const __m128i size = _mm_and_si128(x, _mm_set1_epi16(0x7fff));
     const __m128i tiny = _mm_cmpgt_epi16(_mm_set1_epi16((127 - 100) << 7), size);
     return _mm_andnot_si128(tiny, x);
