@@ -76,7 +76,9 @@ double assay_dispatch_latency(int num_threads, int repeats);
  * a group whose amax is below 1e-30 counts as zero; a group with a NaN or infinity gets s_a = NaN, so
  * that its whole row comes out NaN and other rows do not notice. Per output, g ascending:
  *     I_g = sum_k (q - zero) q_a  (exact int32),   f = fma(I_g, s_w * s_a, f)   (float32)
- * w4a16: activations enter as they are (float16 and bfloat16 are widened exactly). Per group
+ * w4a16: activations enter as they are (float16 and bfloat16 are widened exactly), except that a bfloat16
+ * smaller than 2^-100 in size counts as zero: then no product or sum of a group is subnormal, and hardware that flushes
+ * those has the same bits. Per group
  *     p = -zero * X_g;  p = fma(x_k, q_k, p) for k ascending;  f = fma(p, s_w, f)
  * where X_g is the float32 sum of the group's x in eight lanes (k mod 8), folded
  * ((0+4)+(2+6)) + ((1+5)+(3+7)). Both chains are the same in every variant: same bits for any M, any
@@ -103,11 +105,11 @@ int assay_w4a8_gemm(const assay_w4 *w, const void *a, int a_dtype, int64_t lda, 
 int assay_w4a16_gemm(const assay_w4 *w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc,
                      int variant, int num_threads, void *workspace, size_t workspace_bytes);
 /* The same on threads that the caller owns: each of nth threads calls prepare(ith, nth); after a barrier of the
- * caller's, each calls run(ith, nth). One workspace, shared. a16: 0 for w4a8, 1 for w4a16. */
+ * caller's, each calls run(ith, nth). One workspace, shared, and one a_dtype. a16: 0 for w4a8, 1 for w4a16. */
 int assay_w4_gemm_prepare(const assay_w4 *w, const void *a, int a_dtype, int64_t lda, int64_t m, int a16, int variant,
                           int ith, int nth, void *workspace, size_t workspace_bytes);
-int assay_w4_gemm_run(const assay_w4 *w, int64_t m, float *c, int64_t ldc, int a16, int variant, int ith, int nth,
-                      void *workspace, size_t workspace_bytes);
+int assay_w4_gemm_run(const assay_w4 *w, int a_dtype, int64_t m, float *c, int64_t ldc, int a16, int variant, int ith,
+                      int nth, void *workspace, size_t workspace_bytes);
 
 /* ---- int8 GEMM: the same with weights of eight bits, w = scale * q, q in -128..127 ----------------------------
  * w8a8: activations as in w4a8. group_size 32, 64, 128 (K a multiple of it) or K (at most 2^17). GGUF's Q8_0 is group 32. */

@@ -42,16 +42,17 @@ static int probe(int isa) {
     const int avx2 = (b >> 5) & 1;
     if (isa == ASSAY_ISA_avx2) return avx2;
 #ifdef ASSAY_EMULATED_X86 /* the tests' build, whose intrinsics beyond AVX2 are emulated */
-    return avx2 && (isa == ASSAY_ISA_avxvnni || isa == ASSAY_ISA_avx512vnni || isa == ASSAY_ISA_amx);
+    return avx2 && (isa == ASSAY_ISA_avxvnni || isa == ASSAY_ISA_avx512vnni || isa == ASSAY_ISA_avx512bf16 ||
+                    isa == ASSAY_ISA_amx);
 #else
-    if (isa == ASSAY_ISA_avxvnni) {
-        uint32_t a1, b1, c1, d1;
-        return avx2 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && ((a1 >> 4) & 1);
-    }
+    uint32_t a1 = 0, b1, c1, d1; /* leaf 7 subleaf 1 */
+    if (!__get_cpuid_count(7, 1, &a1, &b1, &c1, &d1)) a1 = 0;
+    if (isa == ASSAY_ISA_avxvnni) return avx2 && ((a1 >> 4) & 1);
     const uint32_t f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31;
     const int avx512 =
         avx2 && (saved & 0xe6) == 0xe6 && (b & (f | dq | bw | vl)) == (f | dq | bw | vl) && ((c >> 11) & 1);
     if (isa == ASSAY_ISA_avx512vnni) return avx512;
+    if (isa == ASSAY_ISA_avx512bf16) return avx512 && ((a1 >> 5) & 1);
     /* XCR0 bits 17 and 18: tile configuration and tile data. */
     const uint32_t amx_tile = 1u << 24, amx_int8 = 1u << 25, both = amx_tile | amx_int8;
     if (isa == ASSAY_ISA_amx) return avx512 && (saved & 0x60000) == 0x60000 && (d & both) == both && may_use_tiles();

@@ -25,6 +25,9 @@
 #ifndef ASSAY_COMPILED_avx512vnni
 #define ASSAY_COMPILED_avx512vnni 0
 #endif
+#ifndef ASSAY_COMPILED_avx512bf16
+#define ASSAY_COMPILED_avx512bf16 0
+#endif
 #ifndef ASSAY_COMPILED_amx
 #define ASSAY_COMPILED_amx 0
 #endif

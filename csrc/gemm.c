@@ -233,7 +233,7 @@ typedef struct {
 } plan;
 
 /* Fills the arguments that both phases share; the workspace is cut the same way each time. */
-static int arrange(plan *out, weights w, int64_t m, int variant, void *workspace, size_t bytes) {
+static int arrange(plan *out, weights w, int64_t m, int a_dtype, int variant, void *workspace, size_t bytes) {
     assay_gemm_args *g = &out->args;
     const int a16 = w.kind == W4A16;
     memset(out, 0, sizeof *out);
@@ -244,7 +244,9 @@ static int arrange(plan *out, weights w, int64_t m, int variant, void *workspace
     if (!workspace || bytes < workspace_bytes_of(&g->l, m, a16)) return ASSAY_EWORKSPACE;
     out->prepare = kernel->prepare;
     out->multiply = w.kind == W8A8 ? kernel8->w8a8 : a16 ? kernel->w4a16 : kernel->w4a8;
-    const int mr = w.kind == W8A8 ? kernel8->mr8 : a16 ? kernel->mr16 : kernel->mr8;
+    g->pairs = a16 && a_dtype == ASSAY_BF16 && kernel->mr_pairs;
+    const int mr16 = g->pairs ? kernel->mr_pairs : kernel->mr16;
+    const int mr = w.kind == W8A8 ? kernel8->mr8 : a16 ? mr16 : kernel->mr8;
     const int alone = w.kind == W8A8 ? kernel8->alone8 : a16 ? mr : kernel->alone8;
     uint8_t *at = (uint8_t *)(((uintptr_t)workspace + 63) & ~(uintptr_t)63);
     g->packed = w.data;
@@ -293,7 +295,7 @@ enum { WAKE_BYTES = 512 << 10 };
 static int gemm(weights w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc, int variant,
                 int num_threads, void *workspace, size_t workspace_bytes) {
     plan p;
-    int status = arrange(&p, w, m, variant, workspace, workspace_bytes);
+    int status = arrange(&p, w, m, a_dtype, variant, workspace, workspace_bytes);
     if (status || !m) return status;
     if (take_input(&p, a, a_dtype, lda) || take_output(&p, c, ldc) || num_threads < 0) return ASSAY_EINVAL;
     const assay_w4_layout *l = &p.args.l;
@@ -324,18 +326,18 @@ int assay_w4_gemm_prepare(const assay_w4 *w, const void *a, int a_dtype, int64_t
                           int ith, int nth, void *workspace, size_t workspace_bytes) {
     plan p;
     if (nth < 1 || ith < 0 || ith >= nth) return ASSAY_EINVAL;
-    int status = arrange(&p, of4(w, a16), m, variant, workspace, workspace_bytes);
+    int status = arrange(&p, of4(w, a16), m, a_dtype, variant, workspace, workspace_bytes);
     if (status || !m) return status;
     if (take_input(&p, a, a_dtype, lda)) return ASSAY_EINVAL;
     prepare_range(&p, (int64_t)p.args.row_blocks * ith / nth, (int64_t)p.args.row_blocks * (ith + 1) / nth);
     return ASSAY_OK;
 }
 
-int assay_w4_gemm_run(const assay_w4 *w, int64_t m, float *c, int64_t ldc, int a16, int variant, int ith, int nth,
-                      void *workspace, size_t workspace_bytes) {
+int assay_w4_gemm_run(const assay_w4 *w, int a_dtype, int64_t m, float *c, int64_t ldc, int a16, int variant, int ith,
+                      int nth, void *workspace, size_t workspace_bytes) {
     plan p;
-    if (nth < 1 || ith < 0 || ith >= nth) return ASSAY_EINVAL;
-    int status = arrange(&p, of4(w, a16), m, variant, workspace, workspace_bytes);
+    if (nth < 1 || ith < 0 || ith >= nth || a_dtype < ASSAY_F32 || a_dtype > ASSAY_BF16) return ASSAY_EINVAL;
+    int status = arrange(&p, of4(w, a16), m, a_dtype, variant, workspace, workspace_bytes);
     if (status || !m) return status;
     if (take_output(&p, c, ldc)) return ASSAY_EINVAL;
     multiply_range(&p, p.args.l.tiles * ith / nth, p.args.l.tiles * (ith + 1) / nth);

@@ -51,13 +51,14 @@ static inline int64_t assay_w4_zero_offset(const assay_w4_layout *l, int64_t g) 
  * with r rows lies at element row0 * k_padded:
  *   w4a8:  int8  [k/4][r][4];  scale float [groups][r] and comp int32 [groups][r] at row0 * groups,
  *          comp = -sum(q_a) times `center`
- *   w4a16: float [k][r];       xsum float [groups][r] at row0 * groups */
+ *   w4a16: float [k][r];       xsum float [groups][r] at row0 * groups
+ *          or, `pairs`: [k/2][r] words of two bfloat16, k in the high half and k + 1 in the low one; half the bytes */
 typedef struct {
     assay_w4_layout l;
     const uint8_t *packed;
     int64_t m;
     int row_blocks;
-    int a16;
+    int a16, pairs;
     int32_t center;    /* the zero point of symmetric weights: 8, or 128 for int8; 1 when they have their own */
     void *values;
     float *scale;      /* w4a16: xsum */
@@ -80,6 +81,7 @@ typedef struct {
     void (*prepare)(const assay_gemm_args *args, int64_t begin, int64_t end); /* row blocks */
     void (*w4a8)(const assay_gemm_args *args, int64_t begin, int64_t end);    /* tiles */
     void (*w4a16)(const assay_gemm_args *args, int64_t begin, int64_t end);   /* tiles */
+    int mr_pairs;                                   /* most rows a block of pairs can have; 0: takes no pairs */
 } assay_int4_gemm_kernel;
 
 /* ---- int8_gemm: prepares with int4_gemm's ------------------------------------------------------------- */

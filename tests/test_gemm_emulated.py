@@ -4,7 +4,8 @@ portable C."""
 import numpy as np
 import pytest
 
-from test_int4_gemm import SHAPES, activations, weights
+from bf16 import BFloat16
+from test_int4_gemm import SHAPES, activations, sizes, weights
 from test_int8_gemm import weights as weights8
 from test_wide_gemm import CASES, CODEBOOKS
 from test_wide_gemm import SHAPES as WIDE_SHAPES
@@ -13,6 +14,7 @@ from test_wide_gemm import weights as weights_wide
 #: Rows of a call, by tier: AMX leaves calls of up to six rows to AVX-512; its row blocks end at 32, its tiles at 16.
 ROWS = {"avxvnni": (1, 2, 3, 6, 7, 13), "avx512vnni": (1, 2, 3, 4, 5, 6, 7, 8, 13), "amx": (2, 7, 16, 17, 32, 33, 41)}
 TIERS = sorted(ROWS)
+ROWS["avx512bf16"] = (1, 2, 3, 4, 5, 6, 7, 8, 13)  # of INT4 alone
 
 
 def bits(array, ctype, ffi):
@@ -38,12 +40,14 @@ def aligned(ffi, size):
 
 
 def run(emulated, isa, a16, a, packed, n, k, group_size, symmetric):
+    """`a`: float32, or the bits of bfloat16 as uint16."""
     ffi, lib = emulated
+    dtype = lib.ASSAY_F32 if a.dtype == np.float32 else lib.ASSAY_BF16
     w = ffi.new("assay_w4 *", {"n": n, "k": k, "group_size": group_size, "symmetric": symmetric, "data": packed[0]})
     out = np.full((len(a), n), np.nan, np.float32)
     size = lib.assay_w4_gemm_workspace(w, len(a), a16)
     status = (lib.assay_w4a16_gemm if a16 else lib.assay_w4a8_gemm)(
-        w, bits(a, "void *", ffi), lib.ASSAY_F32, k, len(a), bits(out, "float *", ffi), n, tier(emulated, isa), 1,
+        w, bits(a, "void *", ffi), dtype, k, len(a), bits(out, "float *", ffi), n, tier(emulated, isa), 1,
         ffi.new("char[]", size), size,
     )  # fmt: skip
     assert status == lib.ASSAY_OK
@@ -63,7 +67,7 @@ def run8(emulated, isa, a, packed, n, k, group_size):
     return out
 
 
-@pytest.mark.parametrize("isa", TIERS)
+@pytest.mark.parametrize("isa", sorted(ROWS))
 @pytest.mark.parametrize(("n", "k", "group_size"), [*SHAPES, (32, 512, 512)])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
 def test_int4_equals_portable_c_bit_for_bit(emulated, isa, n, k, group_size, symmetric):
@@ -83,6 +87,9 @@ def test_int4_equals_portable_c_bit_for_bit(emulated, isa, n, k, group_size, sym
         for a16 in (False, True):
             got = run(emulated, isa, a16, a, packed, n, k, group_size, symmetric)
             np.testing.assert_array_equal(got, run(emulated, "scalar", a16, a, packed, n, k, group_size, symmetric))
+        half = BFloat16(a * sizes(a.shape)).bits
+        got = run(emulated, isa, True, half, packed, n, k, group_size, symmetric)
+        np.testing.assert_array_equal(got, run(emulated, "scalar", True, half, packed, n, k, group_size, symmetric))
 
 
 @pytest.mark.parametrize("isa", TIERS)

@@ -11,6 +11,7 @@ import assay
 from assay import reference
 from assay._ffi import lib
 from assay.ops.int4 import SplitGemm
+from bf16 import BFloat16
 
 OP = "int4_gemm"
 
@@ -18,7 +19,8 @@ OPS = {"w4a8": assay.w4a8_gemm, "w4a16": assay.w4a16_gemm}
 
 # (n, k, group_size): tile - 1, tile, tile + 1 columns; every kind of group; whole rows of awkward length.
 SHAPES = [(1, 32, 32), (31, 64, 32), (32, 128, 64), (33, 256, 128), (70, 640, 128), (96, 160, 32), (5, 7, 7),
-          (40, 36, 36), (64, 999, 999), (33, 1, 1)]  # fmt: skip
+          (40, 36, 36), (70, 48, 48), (64, 80, 80),
+          (64, 999, 999), (33, 1, 1)]  # fmt: skip
 
 
 def weights(n, k, group_size, symmetric, seed=0):
@@ -32,6 +34,11 @@ def weights(n, k, group_size, symmetric, seed=0):
 def activations(m, k, dtype="float32", seed=1):
     a = np.random.default_rng([seed, m, k]).standard_normal((m, k)).astype(np.float32)
     return a.astype(dtype)
+
+
+def sizes(shape):
+    """Factors from 1 down to where float32 and bfloat16 are subnormal, past 2^-100, below which a bfloat16 counts as zero."""
+    return np.random.default_rng(shape).choice(np.float32([1, 1, 1, 2.0**-98, 2.0**-101, 2.0**-120, 2.0**-130]), shape)
 
 
 @pytest.fixture(params=sorted(OPS))
@@ -101,6 +108,36 @@ def test_activation_dtypes_are_widened_exactly(gemm, variant):
     half = activations(4, 128, "float16")
     half[0, 0] = 6e-8  # a subnormal float16
     np.testing.assert_array_equal(gemm(half, w, isa=variant), gemm(half.astype(np.float32), w, isa=variant))
+
+
+@pytest.mark.parametrize(("n", "k", "group_size"), [*SHAPES, (32, 1280, 128), (33, 4096, 32)])
+def test_bfloat16_has_the_same_bits_in_every_variant(gemm, variant, n, k, group_size, symmetric):
+    w = assay.pack(*weights(n, k, group_size, symmetric), k=k, group_size=group_size)
+    for m in (1, 2, 3, 4, 5, 6, 7, 8, 9, 13):
+        a = activations(m, k)
+        if m > 4:
+            a = a * sizes(a.shape)
+            a[1, k // 2], a[2, k // 3], a[3, 0] = np.nan, np.inf, 3.3e38
+        got = gemm(BFloat16(a), w, isa=variant)
+        np.testing.assert_array_equal(got, gemm(BFloat16(a), w, isa="scalar"))
+        if m <= 4:
+            np.testing.assert_array_equal(got, gemm(BFloat16(a).widened(), w, isa=variant))
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_a_tiny_bfloat16_counts_as_zero_in_every_backend(backend, symmetric):
+    w = assay.pack(*weights(40, 128, 32, symmetric))
+    a = activations(5, 128) * sizes((5, 128))
+    a[1] = 2.0**-101
+    a[2] = 2.0**-100
+    half = BFloat16(a)
+    wide = half.widened()
+    zeroed = np.where(np.abs(wide) < 2.0**-100, np.float32(0), wide)
+    got = assay.w4a16_gemm(half, w)
+    np.testing.assert_array_equal(got, assay.w4a16_gemm(zeroed, w))
+    np.testing.assert_allclose(assay.w4a16_gemm(half, w, backend=backend), got, rtol=1e-6)
+    assert (got[1] == 0).all()
+    assert got[2].any()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -228,8 +265,12 @@ def test_torch_tensors(gemm):
 
 def test_caller_brings_threads(variant, symmetric):
     w = assay.pack(*weights(200, 256, 64, symmetric))
-    a = activations(9, 256)
-    for a16, gemm in ((False, assay.w4a8_gemm), (True, assay.w4a16_gemm)):
+    full = activations(9, 256)
+    for a, a16, gemm in (
+        (full, False, assay.w4a8_gemm),
+        (full, True, assay.w4a16_gemm),
+        (BFloat16(full), True, assay.w4a16_gemm),
+    ):
         split = SplitGemm(a, w, a16=a16, isa=variant)
         barrier = threading.Barrier(3)
 

@@ -6,6 +6,8 @@ peers are through theirs.
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -66,6 +68,8 @@ class Assay:
         return {"assay": f"{assay.__version__} ({', '.join(f'{k} {v}' for k, v in info.kernel_versions().items())})"}
 
     def refuses(self, cell: Cell) -> str | None:
+        if cell.op == "w4a16" and find_spec("ml_dtypes") is None:
+            return "needs ml_dtypes for bfloat16 activations"
         return None
 
     def _copies(self, cell: Cell) -> tuple[Any, list[Any]]:
@@ -88,6 +92,8 @@ class Assay:
                 copies.append(PackedInt4(w.n, w.k, w.group_size, w.symmetric, data))
         gemm: Callable[..., Any] = getattr(assay, f"{cell.op}_gemm")
         a, out = activations(cell.m, cell.k), np.empty((cell.m, cell.n), np.float32)
+        if cell.op == "w4a16":
+            a = a.astype(import_module("ml_dtypes").bfloat16)
         calls = [partial(gemm, a, packed, out, num_threads=cell.threads) for packed in copies]
         keep = list(calls)
         if cell.op == "w4a16":

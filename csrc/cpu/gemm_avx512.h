@@ -11,6 +11,12 @@ INLINE __m512 scale_of(const uint8_t *block, int h) {
     return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(block + 32 * h)));
 }
 
+/* INT4: int32 zero points of columns 16 h .. 16 h + 15. */
+INLINE __m512i zero_of(const uint8_t *zeros, int h) {
+    const __m512i z = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)zeros));
+    return h ? _mm512_srli_epi32(z, 4) : _mm512_and_si512(z, _mm512_set1_epi32(15));
+}
+
 INLINE __m512i line(const uint8_t *at) { return _mm512_load_si512((const void *)at); }
 
 /* Asks for the lines that a tile's outputs will go to, so that the stores do not wait for them. */

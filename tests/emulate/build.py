@@ -1,4 +1,4 @@
-"""The whole C library with its AVX-VNNI, AVX-512 and AMX tiers emulated, so that any x86 CPU with AVX2 can test their kernels.
+"""The whole C library with its AVX-VNNI, AVX-512, AVX-512 BF16 and AMX tiers emulated, so that any x86 CPU with AVX2 can test their kernels.
 
 ``load(folder)`` compiles csrc/ with this folder's immintrin.h first on the include path (AVX-512 intrinsics by SIMDe,
 AMX's by amx.h) and opens the result with cffi. In it, cpuid reports all x86 tiers where AVX2 is there.
@@ -23,13 +23,15 @@ SHIM = f"-I{HERE}"
 
 
 def tiers(emulate_avx512: bool) -> dict[str, list[str]]:
-    """Each tier's flags. Where the CPU has AVX-512, only what it lacks need be emulated: AMX's tiles."""
+    """Each tier's flags. Where the CPU has AVX-512, only what it lacks need be emulated: AMX's tiles, BF16."""
     wide = [*AVX2, SHIM] if emulate_avx512 else AVX512
+    bf16 = [*wide, SHIM] if emulate_avx512 or not cpu_has("avx512_bf16") else [*wide, "-mavx512bf16"]
     return {
         "scalar": [],
         "avx2": AVX2,
         "avxvnni": [*AVX2, SHIM],
         "avx512vnni": wide,
+        "avx512bf16": bf16,
         "amx": [*wide, SHIM],
     }
 
@@ -59,10 +61,14 @@ def compiler() -> str:
     return cc
 
 
+def cpu_has(*flags: str) -> bool:
+    """Whether /proc/cpuinfo names all these features."""
+    return set(flags) <= set(Path("/proc/cpuinfo").read_text().split())
+
+
 def has_avx512() -> bool:
     """Whether this CPU runs the AVX-512 tier itself."""
-    wanted = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}
-    return wanted <= set(Path("/proc/cpuinfo").read_text().split())
+    return cpu_has("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni")
 
 
 def build(folder: Path) -> Path:

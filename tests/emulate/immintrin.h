@@ -1,4 +1,4 @@
-/* AVX-512, AVX-VNNI and AMX on a CPU that has only AVX2 and FMA: put this folder first on the include path and compile a
+/* AVX-512, its BF16, AVX-VNNI and AMX on a CPU that has only AVX2 and FMA: put this folder first on the include path and compile a
  * kernel file of one of those tiers with the AVX2 flags (AMX's with AVX-512's too, where the CPU has that: then only tiles are
  * emulated). SIMDe's functions take the place of the compiler's 512-bit intrinsics; those
  * that SIMDe 0.7.4 lacks are written here on 256-bit halves. An intrinsic that neither has does not compile: the
@@ -268,6 +268,32 @@ EMU __m256i emu_dpbusd_256(__m256i sum, __m256i u, __m256i s) {
 }
 #undef _mm256_dpbusd_avx_epi32
 #define _mm256_dpbusd_avx_epi32(sum, u, s) emu_dpbusd_256(sum, u, s)
+
+/* ---- AVX512-BF16: two products a float32 lane, the odd word's first, each added with one rounding, subnormals as zero ---- */
+#ifndef __AVX512BF16__
+EMU float emu_flushed(float x) { return x > -0x1p-126f && x < 0x1p-126f ? 0 : x; }
+EMU float emu_f32_of_bf16(uint16_t h) {
+    const uint32_t bits = (uint32_t)h << 16;
+    float x;
+    __builtin_memcpy(&x, &bits, 4);
+    return emu_flushed(x);
+}
+EMU __m512 emu_dpbf16_ps(__m512 sum, __m512i a, __m512i b) {
+    float r[16];
+    uint16_t x[32], y[32];
+    __builtin_memcpy(r, &sum, 64);
+    __builtin_memcpy(x, &a, 64);
+    __builtin_memcpy(y, &b, 64);
+    for (int i = 0; i < 16; i++)
+        for (int word = 2 * i + 1; word >= 2 * i; word--)
+            r[i] = emu_flushed(__builtin_fmaf(emu_f32_of_bf16(x[word]), emu_f32_of_bf16(y[word]), emu_flushed(r[i])));
+    __builtin_memcpy(&sum, r, 64);
+    return sum;
+}
+#undef _mm512_dpbf16_ps
+#define __m512bh __m512i
+#define _mm512_dpbf16_ps(sum, a, b) emu_dpbf16_ps(sum, a, b)
+#endif
 
 #include "amx.h"
 

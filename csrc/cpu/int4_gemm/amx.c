@@ -3,12 +3,6 @@
 
 extern const assay_int4_gemm_kernel assay_int4_gemm_avx512vnni;
 
-/* int32 zero points of columns 16 h .. 16 h + 15. */
-INLINE __m512i zero_of(const uint8_t *zeros, int h) {
-    const __m512i z = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)zeros));
-    return h ? _mm512_srli_epi32(z, 4) : _mm512_and_si512(z, _mm512_set1_epi32(15));
-}
-
 KERNEL void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t rows) {
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
@@ -46,4 +40,4 @@ static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) {
     assay_int4_gemm_avx512vnni.w4a16(p, begin, end);
 }
 
-const assay_int4_gemm_kernel assay_int4_gemm_amx = {MR8, MR16, MR8, prepare, w4a8, w4a16};
+const assay_int4_gemm_kernel assay_int4_gemm_amx = {MR8, MR16, MR8, prepare, w4a8, w4a16, 0};

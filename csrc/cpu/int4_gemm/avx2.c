@@ -96,7 +96,11 @@ INLINE void prepare16(const assay_gemm_args *p, int64_t row0, int64_t rows, int 
             float *out = (float *)p->values + row0 * l->k_padded + g * l->group_padded * rows + r;
             __m256 sum = _mm256_setzero_ps();
             for (int64_t i = i0; i < i0 + l->group_padded; i += 8, out += 8 * rows) {
-                const __m256 x = load_some(row, dtype, i, i1);
+                __m256 x = load_some(row, dtype, i, i1);
+                if (dtype == ASSAY_BF16) { /* below 2^-100 in size: zero; a NaN stays */
+                    const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+                    x = _mm256_and_ps(x, _mm256_cmp_ps(size, _mm256_set1_ps(0x1p-100f), _CMP_NLT_UQ));
+                }
                 sum = _mm256_add_ps(sum, x);
                 float lanes[8];
                 _mm256_storeu_ps(lanes, x);
@@ -267,4 +271,4 @@ static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) {
     tiles(p, begin, end, blocks, 2);
 }
 
-const assay_int4_gemm_kernel assay_int4_gemm_avx2 = {MR8, MR16, MR8, assay_int4_prepare_avx2, w4a8, w4a16};
+const assay_int4_gemm_kernel assay_int4_gemm_avx2 = {MR8, MR16, MR8, assay_int4_prepare_avx2, w4a8, w4a16, 0};

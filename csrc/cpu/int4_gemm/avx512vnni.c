@@ -15,12 +15,6 @@
 
 enum { MR8 = 6, ALONE8 = 8, MR16 = 8, MOST_TOGETHER = 4 };
 
-/* int32 zero points of columns 16 h .. 16 h + 15. */
-INLINE __m512i zero_of(const uint8_t *zeros, int h) {
-    const __m512i z = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)zeros));
-    return h ? _mm512_srli_epi32(z, 4) : _mm512_and_si512(z, _mm512_set1_epi32(15));
-}
-
 /* Where a group's integer sums start: at the zero point's correction. */
 INLINE __m512i start_of(const assay_w4_layout *l, int symmetric, const uint8_t *zeros, int h, int32_t comp) {
     if (symmetric) return _mm512_set1_epi32(comp);
@@ -260,4 +254,4 @@ static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) {
     tiles(p, begin, end, blocks, 8);
 }
 
-const assay_int4_gemm_kernel assay_int4_gemm_avx512vnni = {MR8, MR16, ALONE8, prepare, w4a8, w4a16};
+const assay_int4_gemm_kernel assay_int4_gemm_avx512vnni = {MR8, MR16, ALONE8, prepare, w4a8, w4a16, 0};

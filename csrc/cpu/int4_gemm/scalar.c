@@ -45,7 +45,7 @@ static void prepare16(const assay_gemm_args *p, int64_t row0, int64_t rows) {
         for (int64_t g = 0; g < l->groups; g++) {
             float lane[8] = {0};
             for (int64_t i = 0; i < l->group_padded; i++) {
-                float x = i < l->group ? assay_load_f32(row, p->a_dtype, g * l->group + i) : 0;
+                float x = i < l->group ? assay_load_a16(row, p->a_dtype, g * l->group + i) : 0;
                 values[(g * l->group_padded + i) * rows + r] = x;
                 lane[i % 8] += x;
             }
@@ -126,4 +126,4 @@ static void column16(const assay_gemm_args *p, const uint8_t *tile, int64_t j, i
 static void w4a8(const assay_gemm_args *p, int64_t begin, int64_t end) { walk(p, begin, end, column8); }
 static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) { walk(p, begin, end, column16); }
 
-const assay_int4_gemm_kernel assay_int4_gemm_scalar = {MR, MR, MR, prepare, w4a8, w4a16};
+const assay_int4_gemm_kernel assay_int4_gemm_scalar = {MR, MR, MR, prepare, w4a8, w4a16, 0};

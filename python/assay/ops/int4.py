@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import reference
 from .._ffi import FLOAT_DTYPES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
-from ._backends import twin, widen
+from ._backends import twin, widen, widen_a16
 from ._gemm import aligned_empty, check_group, gemm_tensors, half_scales, pointer
 from .wide import PackedWide, wide_gemm
 
@@ -151,7 +151,9 @@ def w4a8_gemm(a: Any, w: PackedInt4 | PackedWide, out: Any = None, *, backend: s
 
 def w4a16_gemm(a: Any, w: PackedInt4 | PackedWide, out: Any = None, *, backend: str = "c", isa: str | None = None,
                num_threads: int | None = None) -> Any:  # fmt: skip
-    """INT4 weights, activations at their own precision (float16 and bfloat16 are widened exactly), float32 sums.
+    """INT4 weights, activations at their own precision float32 sums.
+
+    float16 and bfloat16 are widened exactly, except that a bfloat16 smaller than 2^-100 in size counts as zero.
 
     Parameters and result as :func:`w4a8_gemm`.
     """
@@ -181,7 +183,7 @@ def _gemm(a: Any, w: PackedInt4 | PackedWide, out: Any, a16: bool, backend: str,
         )  # fmt: skip
         check(status, "w4a16_gemm" if a16 else "w4a8_gemm", isa)
     else:
-        c.array[...] = _other_backend(backend, a16, widen(x), w, isa)
+        c.array[...] = _other_backend(backend, a16, (widen_a16 if a16 else widen)(x), w, isa)
     return c.array if out is None else out
 
 
@@ -228,7 +230,7 @@ class SplitGemm:
     def run(self, ith: int, nth: int) -> None:
         """This thread's share of the columns, once every thread's ``prepare`` has returned."""
         status = lib.assay_w4_gemm_run(
-            self._w._struct, self._m, ffi.cast("float *", self._c.ptr), self._c.row_stride, self._a16,
+            self._w._struct, FLOAT_DTYPES[self._a.dtype], self._m, ffi.cast("float *", self._c.ptr), self._c.row_stride, self._a16,
             variant_index(self._isa), ith, nth, self._scratch, self._size,
         )  # fmt: skip
         check(status, "run", self._isa)

@@ -19,7 +19,7 @@ from .._ffi import (
     variant_index,
     workspace,
 )  # fmt: skip
-from ._backends import twin, widen
+from ._backends import twin, widen, widen_a16
 from ._gemm import aligned_empty, check_group, half_scales, pointer
 from .int4 import PackedInt4
 from .quantize import quantize_int4
@@ -346,7 +346,8 @@ def moe_experts(x: Any, topk_ids: Any, topk_weights: Any, experts: PackedExperts
         if local is not None:
             ids = np.where((ids >= 0) & (ids < len(local)), local[np.clip(ids, 0, len(local) - 1)], -1)
         run = reference.moe_experts if found is None else found.experts
-        c.array[...] = run(widen(a), ids, weights, experts, a16, weights_on_input)
+        rows = (widen_a16 if a16 and not weights_on_input else widen)(a)
+        c.array[...] = run(rows, ids, weights, experts, a16, weights_on_input)
         kept = ids[(ids >= 0) & (ids < shape.num_experts)]
         counts = np.bincount(kept, minlength=shape.num_experts)
         blocks = np.array([counts.sum(), 1])

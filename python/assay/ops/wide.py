@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import reference
 from .._ffi import FLOAT_DTYPES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
-from ._backends import twin, widen
+from ._backends import twin, widen, widen_a16
 from ._gemm import GROUP_SIZES, aligned_empty, check_group, gemm_tensors, pointer
 
 WIDE_GROUP_SIZES = (16, *GROUP_SIZES)
@@ -201,7 +201,7 @@ def wide_gemm(a: Any, w: PackedWide, out: Any, bits: int, a16: bool, backend: st
         )  # fmt: skip
         check(status, "wide_gemm", isa)
     else:
-        c.array[...] = _other_backend(backend, a16, widen(x), w, isa)
+        c.array[...] = _other_backend(backend, a16, (widen_a16 if a16 else widen)(x), w, isa)
     return c.array if out is None else out
 
 
