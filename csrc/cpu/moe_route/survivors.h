@@ -7,7 +7,7 @@
  *
  * Of 128 experts that is about 250 instructions a token, of which the widest chain is the sort's; four tokens go through each
  * part in turn, which also leaves the list's unaligned stores the time to reach L1 before it is loaded across them. Rows with
- * more than MOST_SURVIVORS go the general way (a row of equal logits). Zen 5, one thread: docs/kernels.md's table. */
+ * more than MOST_SURVIVORS go the general way (a row of equal logits). */
 #ifndef ASSAY_SURVIVORS_H
 #define ASSAY_SURVIVORS_H
 
