@@ -32,7 +32,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collect_file(file_path, parent):
-    if file_path.name.startswith("bench_") and file_path.suffix == ".py":
+    named = any(
+        str(file_path) == str(parent.config.invocation_params.dir / arg.split("::")[0]) for arg in parent.config.args
+    )
+    if file_path.name.startswith("bench_") and file_path.suffix == ".py" and not named:
         return pytest.Module.from_parent(parent, path=file_path)
     return None
 

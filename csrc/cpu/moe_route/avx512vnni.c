@@ -4,7 +4,8 @@
  *
  * Each of these steps waits for the one before (a horizontal maximum is 15 cycles, compare, kmov and tzcnt 7), hence ROWS
  * rows side by side: their chains overlap, and the bound becomes the 30 instructions of a choice. Ties go to the lower id
- * because compares find the first chunk and the first place in it. Few experts go another way: few_experts.h. */
+ * because compares find the first chunk and the first place in it. Few experts go another way (few_experts.h), and so do up
+ * to 256 with top_k up to 8 (survivors.h). */
 #include "few_experts.h"
 #include "../row_tail.h"
 #include "../vexp_avx512.h"
@@ -100,11 +101,13 @@ INLINE void weigh(const assay_route_args *a, int64_t t, int64_t end, const void 
 }
 
 #include "rows.h"
+#include "survivors.h"
 
 static void route(const assay_route_args *a, int64_t begin, int64_t end) {
     const int64_t groups = (a->num_experts + 16 * CHUNK - 1) / (16 * CHUNK);
     begin = route_few_experts(a, begin, end);
-    if (a->num_experts > MOST_EXPERTS) assay_moe_route_scalar.route(a, begin, end);
+    if (suits_survivors(a)) route_survivors(a, begin, end);
+    else if (a->num_experts > MOST_EXPERTS) assay_moe_route_scalar.route(a, begin, end);
     else if (assay_route_keyed(a)) route_range(a, begin, end, a->dtype, groups, 1);
     else if (groups > 1) route_range(a, begin, end, a->dtype, groups, 0);
     else if (a->dtype == ASSAY_F32) route_range(a, begin, end, ASSAY_F32, 1, 0);
