@@ -49,6 +49,7 @@ static int64_t end_of(const assay_spec_request *r, int64_t end) {
 static void scan_blocks(void *arg, int64_t begin, int64_t end) {
     assay_spec_request *r = arg;
     const assay_spec_verify_kernel *k = r->call->kernel;
+    const float least = assay_spec_least_kept(r);
     _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
     for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
         assay_spec_block *block = &r->blocks[b];
@@ -60,6 +61,10 @@ static void scan_blocks(void *arg, int64_t begin, int64_t end) {
         if (r->processed || r->s.cuts) {
             /* A mask must not hide what poisons the row. */
             if (!(block->largest < INFINITY)) continue;
+            if (!r->processed && block->largest < least) {
+                block->largest = -INFINITY;
+                continue;
+            }
             view = assay_spec_view(r, b, buffer, &dtype);
             block->largest = k->largest(view, dtype, n);
         }

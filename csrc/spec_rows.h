@@ -124,6 +124,8 @@ float assay_spec_element(const assay_spec_request *r, int64_t token);
 /* Block b of the row as processors and filters leave it: the logits themselves, or float32 in `buffer`. */
 const void *assay_spec_view(const assay_spec_request *r, int64_t b, float *buffer, int *dtype);
 int assay_spec_has_filters(const assay_spec_request *r);
+/* What is below it is dropped by top_k or top_p. */
+float assay_spec_least_kept(const assay_spec_request *r);
 /* Finds the cuts of the row at hand. */
 void assay_spec_find_cuts(assay_spec_request *r);
 

@@ -52,6 +52,29 @@ INLINE int64_t find_in(const void *row, int dtype, int64_t n, float value) {
     return -1;
 }
 
+INLINE int64_t select_in(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where) {
+    const __m256 bound = _mm256_set1_ps(least);
+    int64_t count = 0;
+    assay_tail tail;
+    for (int64_t i = 0; i < n; i += 16) {
+        const int whole = i + 16 <= n;
+        const void *at = whole ? row : assay_tail_of(&tail, row, dtype, i, n);
+        float x[16];
+        const __m256 a = load8(at, dtype, whole ? i : 0), b = load8(at, dtype, whole ? i + 8 : 8);
+        unsigned hits = (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, bound, _CMP_GE_OQ)) |
+                        (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(b, bound, _CMP_GE_OQ)) << 8;
+        if (!hits) continue;
+        _mm256_storeu_ps(x, a);
+        _mm256_storeu_ps(x + 8, b);
+        for (; hits; hits &= hits - 1) {
+            const int j = __builtin_ctz(hits);
+            values[count] = x[j];
+            where[count++] = (int32_t)i + j;
+        }
+    }
+    return count;
+}
+
 INLINE float weights_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *out) {
     const __m256 m = _mm256_set1_ps(shift), t = _mm256_set1_ps(inverse_t);
     __m256 s0 = _mm256_setzero_ps(), s1 = s0;
@@ -157,4 +180,4 @@ static void race(const float *weights, int64_t n, int64_t first, assay_race *rac
 
 #include "by_type.h"
 
-const assay_spec_verify_kernel assay_spec_verify_avx2 = {largest, find, weights, sum, residual, race};
+const assay_spec_verify_kernel assay_spec_verify_avx2 = {largest, find, select, weights, sum, residual, race};

@@ -50,6 +50,24 @@ INLINE int64_t find_in(const void *row, int dtype, int64_t n, float value) {
     return -1;
 }
 
+INLINE int64_t select_in(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where) {
+    const __m512 bound = _mm512_set1_ps(least);
+    const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    int64_t count = 0;
+    assay_tail tail;
+    for (int64_t i = 0; i < n; i += 16) {
+        const int whole = i + 16 <= n;
+        const __m512 a = load16(whole ? row : assay_tail_of(&tail, row, dtype, i, n), dtype, whole ? i : 0);
+        const __mmask16 hits = _mm512_cmp_ps_mask(a, bound, _CMP_GE_OQ);
+        if (!hits) continue;
+        /* Compressed in a register: straight to memory it is microcode (Zen 4). */
+        _mm512_storeu_ps(values + count, _mm512_maskz_compress_ps(hits, a));
+        _mm512_storeu_si512(where + count, _mm512_maskz_compress_epi32(hits, _mm512_add_epi32(_mm512_set1_epi32((int)i), lanes)));
+        count += __builtin_popcount(hits);
+    }
+    return count;
+}
+
 INLINE float weights_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *out) {
     const __m512 m = _mm512_set1_ps(shift), t = _mm512_set1_ps(inverse_t);
     __m512 sum = _mm512_setzero_ps();
@@ -153,4 +171,4 @@ static void race(const float *weights, int64_t n, int64_t first, assay_race *rac
 
 #include "by_type.h"
 
-const assay_spec_verify_kernel assay_spec_verify_avx512vnni = {largest, find, weights, sum, residual, race};
+const assay_spec_verify_kernel assay_spec_verify_avx512vnni = {largest, find, select, weights, sum, residual, race};

@@ -1,4 +1,4 @@
-/* The functions of a kernel table, made of a variant's largest_of, find_in, weights_of, sum_of and residual_of: included behind them. */
+/* The functions of a kernel table, made of a variant's largest_of, find_in, select_in, weights_of, sum_of and residual_of: included behind them. */
 #ifndef ASSAY_SPEC_VERIFY_BY_TYPE_H
 #define ASSAY_SPEC_VERIFY_BY_TYPE_H
 
@@ -16,6 +16,12 @@ static float largest(const void *row, int dtype, int64_t n) {
 
 static int64_t find(const void *row, int dtype, int64_t n, float value) {
 #define CALL(type) find_in(row, type, n, value)
+    BY_TYPE(CALL);
+#undef CALL
+}
+
+static int64_t select(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where) {
+#define CALL(type) select_in(row, type, n, least, values, where)
     BY_TYPE(CALL);
 #undef CALL
 }

@@ -23,6 +23,17 @@ static int64_t find(const void *row, int dtype, int64_t n, float value) {
     return -1;
 }
 
+static int64_t select(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float x = assay_load_f32(row, dtype, i);
+        values[count] = x;
+        where[count] = (int32_t)i;
+        count += x >= least;
+    }
+    return count;
+}
+
 static float weights(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *out) {
     float lane[16] = {0};
     for (int64_t i = 0; i < assay_round_up(n, 16); i++) {
@@ -66,4 +77,4 @@ static void race(const float *weights, int64_t n, int64_t first, assay_race *rac
     }
 }
 
-const assay_spec_verify_kernel assay_spec_verify_scalar = {largest, find, weights, sum, residual, race};
+const assay_spec_verify_kernel assay_spec_verify_scalar = {largest, find, select, weights, sum, residual, race};

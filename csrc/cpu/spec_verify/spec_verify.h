@@ -20,6 +20,9 @@ typedef struct {
     float (*largest)(const void *row, int dtype, int64_t n);
     /* The first element equal to value; -1 when there is none. */
     int64_t (*find)(const void *row, int dtype, int64_t n, float value);
+    /* The elements that are `least` or more, in order, and where they stand; returns how many. Both arrays hold 16 more than
+     * a block, which may be overwritten. least is finite, no element is NaN. */
+    int64_t (*select)(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where);
     /* out[i] = vexp((row[i] - shift) * inverse_t); returns their sum. shift is finite and the largest element or more. */
     float (*weights)(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *out);
     /* The sum alone, while the row is fetched into the caches from `ahead` (NULL: not) on as far as n elements reach. */
