@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import reference
-from ..errors import RowError
 from .._ffi import FLOAT_DTYPES, FLOAT_NAMES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
+from ..errors import RowError
 from ..reference.verify_arguments import RULES, VerifyArguments, VerifyOutputs
 from . import _verify_arguments as arguments
 from ._backends import twin, widen
