@@ -613,7 +613,8 @@ def test_bad_rows_raise_when_asked_to(given_out):
     none, cu = np.empty(0, np.int32), np.zeros(4, np.int32)
     options = {"rule": "greedy", "temperature": 0.0}
     kept = assay.verify(logits, none, cu, **options)
-    assert kept.status.tolist() == [0, 1, 0] and kept.num_emitted.tolist() == [1, 0, 1]
+    assert kept.status.tolist() == [0, 1, 0]
+    assert kept.num_emitted.tolist() == [1, 0, 1]
     with pytest.raises(RowError, match=r"request 1: a NaN .*status 1, 1 of 3 requests"):
         assay.verify(logits, none, cu, on_status="raise", out=kept if given_out else None, **options)
     logits[1, 2] = 0
