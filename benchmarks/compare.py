@@ -30,12 +30,13 @@ from assay.report.table import Column, digits, number, percent, render, to_json,
 from comparison import OURS, Results, losses_first, measure, row_of, summary
 from peers import experts
 from peers.contender import Cell
+from peers.sampling import first_path
 from peers.worker import Failed, Worker
 
 #: N x K of Llama-3-8B and Mixtral, Gemma-3-270M, Qwen3-30B-A3B's experts.
 SHAPES = "4096x4096,14336x4096,4096x14336,1024x4096,2048x640,262144x640,768x2048,2048x768"
 KINDS = {"sym": True, "asym": False}
-RULES = ("greedy", "rejection")
+RULES = ("greedy", "rejection", "tree")
 ROWS = [1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64, 128, 512]
 
 Target = tuple[str, tuple[Any, ...]]
@@ -246,19 +247,25 @@ ROUTE: dict[str, Target] = {"numpy": ("peers.routing:Numpy", ()), "torch": ("pee
 def verify_cells(args: argparse.Namespace) -> list[Cell]:
     """Vocabulary, batch, drafts and rule."""
     quick = args.quick
-    grid = product(
-        args.vocab or ([32000, 128256] if quick else [32000, 128256, 262144]),
-        args.batch or ([1, 8] if quick else [1, 8, 64]),
-        args.drafts or ([4] if quick else [1, 4, 8, 16]),
-        args.rule,
-        args.threads,
-    )
-    return [Cell.of("verify", t, vocab=vocab, batch=batch, k=k, rule=rule) for vocab, batch, k, rule, t in grid]
+    vocabularies = args.vocab or ([32000, 128256] if quick else [32000, 128256, 262144])
+    batches = args.batch or ([1, 8] if quick else [1, 8, 64])
+    drafts = {rule: args.drafts or ([4] if quick else [1, 4, 8, 16]) for rule in args.rule}
+    if "tree" in drafts:
+        drafts["tree"] = args.drafts or [16, 64]
+        batches_of_trees = [b for b in batches if b <= 8]  # 64 trees of 64 nodes are 2 GB of logits and more
+    return [
+        Cell.of("verify", t, vocab=vocab, batch=batch, k=k, rule=rule)
+        for rule, counts in drafts.items()
+        for vocab, batch, k, t in product(
+            vocabularies, batches_of_trees if rule == "tree" else batches, counts, args.threads
+        )
+    ]  # fmt: skip
 
 
 def verify_work(cell: Cell) -> dict[str, float]:
-    """Every row of logits read once."""
-    return {"dram_read": 4.0 * cell.batch * (cell.k + 1) * cell.vocab}
+    """Every row of logits that the walk reaches read once."""
+    rows = len(first_path(cell.k)) + 1 if cell.rule == "tree" else cell.k + 1
+    return {"dram_read": 4.0 * cell.batch * rows * cell.vocab}
 
 
 VERIFY_COLUMNS = [

@@ -10,6 +10,10 @@
 #include "cpu/float16.h"
 #include "cpu/vexp.h"
 
+#include <float.h>
+
+#define KEY_OF_INFINITY 0xff800000u /* logit_key's */
+
 static float repetition(const assay_spec_request *r) {
     const assay_verify_args *a = r->call->a;
     return a->repetition_penalty ? a->repetition_penalty[r->b] : 1;
@@ -75,6 +79,14 @@ static uint32_t logit_key(float logit) {
     return bits ^ ((0u - (bits >> 31)) | 0x80000000u); /* without a branch, for vectors */
 }
 
+/* The logit of a key, which is that of no NaN. */
+static float logit_of(uint32_t key) {
+    const uint32_t bits = key & 0x80000000u ? key ^ 0x80000000u : ~key;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
 static float exponent(const assay_spec_request *r, float logit) { return (logit - r->s.top) * r->inverse_t; }
 
 /* Falls with the distance of -log p from the entropy. */
@@ -120,13 +132,11 @@ const void *assay_spec_view(const assay_spec_request *r, int64_t b, float *buffe
         for (int64_t i = 0; i < n; i++) buffer[i] = mask[i >> 5] >> (i & 31) & 1 ? buffer[i] : -INFINITY;
     }
     if (r->s.cuts == CUT_LOGITS) {
-        const uint32_t key = r->s.by_logit.key;
+        const float least = logit_of(r->s.by_logit.key);
         const int64_t behind = r->s.by_logit.last - from;
         const int32_t last = behind < -1 ? -1 : behind > n ? (int32_t)n : (int32_t)behind;
-        for (int32_t i = 0; i < n; i++) {
-            const uint32_t own = logit_key(buffer[i]);
-            buffer[i] = (own > key) | ((own == key) & (i <= last)) ? buffer[i] : -INFINITY;
-        }
+        for (int32_t i = 0; i < n; i++)
+            buffer[i] = (buffer[i] > least) | ((buffer[i] == least) & (i <= last)) ? buffer[i] : -INFINITY;
     } else if (r->s.cuts == CUT_MIN_P) {
         _Alignas(64) float weights[ASSAY_VOCAB_BLOCK];
         const float least = r->call->a->min_p[r->b];
@@ -158,22 +168,34 @@ typedef struct {
     double share;
 } selection;
 
-/* Elements of block b in order of ids: their keys (those left out have a logit of minus infinity), and weights if asked. */
-static const float *keys_of_block(const assay_spec_request *r, const selection *s, int64_t b, float *buffer, uint32_t *keys,
-                                  float *weights) {
+/* Elements of one block in order of ids: where they stand, their keys, and their weights if asked. */
+typedef struct {
+    int64_t count;
+    int32_t where[ASSAY_VOCAB_BLOCK + 16];
+    uint32_t keys[ASSAY_VOCAB_BLOCK];
+    _Alignas(64) float logits[ASSAY_VOCAB_BLOCK + 16], weights[ASSAY_VOCAB_BLOCK];
+} chosen;
+
+/* Those of block b whose logit is `least` or more, which is finite: what is left out has a logit of minus infinity. */
+static void choose(const assay_spec_request *r, const selection *s, int64_t b, float least, chosen *c) {
+    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
     int dtype;
-    const int64_t n = assay_spec_block_length(r, b);
     const void *view = assay_spec_view(r, b, buffer, &dtype);
-    if (view != buffer)
-        for (int64_t i = 0; i < n; i++) buffer[i] = assay_load_f32(view, dtype, i);
+    c->count = r->call->kernel->select(view, dtype, assay_spec_block_length(r, b), least, c->logits, c->where);
     if (s->by_distance) {
         const float top = r->s.top, inverse_t = r->inverse_t, center = r->s.center;
-        for (int64_t i = 0; i < n; i++) keys[i] = ~bits_of(fabsf((buffer[i] - top) * inverse_t - center));
+        for (int64_t i = 0; i < c->count; i++) c->keys[i] = ~bits_of(fabsf((c->logits[i] - top) * inverse_t - center));
     } else {
-        for (int64_t i = 0; i < n; i++) keys[i] = logit_key(buffer[i]);
+        for (int64_t i = 0; i < c->count; i++) c->keys[i] = logit_key(c->logits[i]);
     }
-    if (!s->elements) r->call->kernel->weights(buffer, ASSAY_F32, n, r->s.top, r->inverse_t, weights);
-    return buffer;
+    if (!s->elements && c->count)
+        r->call->kernel->weights(c->logits, ASSAY_F32, c->count, r->s.top, r->inverse_t, c->weights);
+}
+
+/* The least logit that is no minus infinity and, where the order is of logits, has this key or a greater one. */
+static float least_of_key(const selection *s, uint32_t key, float least) {
+    if (!s->by_distance && key > logit_key(-FLT_MAX)) least = fmaxf(least, key >= KEY_OF_INFINITY ? FLT_MAX : logit_of(key));
+    return fmaxf(least, -FLT_MAX);
 }
 
 /* Whether block b can hold a key whose bits from `shift` up are these: its largest logit tells, not the distance. */
@@ -199,17 +221,18 @@ static float least_needed(const assay_spec_request *r, const selection *s) {
 
 static void fill_histogram(const assay_spec_request *r, const selection *s, uint32_t prefix, int shift, int bits,
                            float least, assay_spec_histogram *h) {
-    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], weights[ASSAY_VOCAB_BLOCK];
-    uint32_t keys[ASSAY_VOCAB_BLOCK];
+    chosen c;
+    const int below = shift + bits < 32; /* the first level has no prefix */
+    const float bound = least_of_key(s, below ? prefix << (shift + bits) : 0, least);
     memset(h, 0, sizeof *h);
     for (int64_t b = 0; b < r->call->block_count; b++) {
-        if (shift + bits < 32 && !may_hold(r, s, b, prefix, shift + bits)) continue;
-        const float *logits = keys_of_block(r, s, b, buffer, keys, weights);
-        for (int64_t i = 0; i < assay_spec_block_length(r, b); i++) {
-            if (logits[i] == -INFINITY || logits[i] < least || (shift + bits < 32 && keys[i] >> (shift + bits) != prefix)) continue;
-            const uint32_t bucket = keys[i] >> shift & ((1u << bits) - 1);
+        if (below && !may_hold(r, s, b, prefix, shift + bits)) continue;
+        choose(r, s, b, bound, &c);
+        for (int64_t i = 0; i < c.count; i++) {
+            if (below && c.keys[i] >> (shift + bits) != prefix) continue;
+            const uint32_t bucket = c.keys[i] >> shift & ((1u << bits) - 1);
             h->count[bucket]++;
-            if (!s->elements) h->mass[bucket] += (double)weights[i];
+            if (!s->elements) h->mass[bucket] += (double)c.weights[i];
         }
     }
 }
@@ -217,16 +240,15 @@ static void fill_histogram(const assay_spec_request *r, const selection *s, uint
 /* The id at which the elements of this key have reached what is wanted beyond `count` and `mass`. */
 static int64_t last_of_key(const assay_spec_request *r, const selection *s, uint32_t key, int64_t count, double mass,
                            double target) {
-    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], weights[ASSAY_VOCAB_BLOCK];
-    uint32_t keys[ASSAY_VOCAB_BLOCK];
+    chosen c;
     int64_t last = -1;
     for (int64_t b = 0; b < r->call->block_count; b++) {
         if (!may_hold(r, s, b, key, 0)) continue;
-        const float *logits = keys_of_block(r, s, b, buffer, keys, weights);
-        for (int64_t i = 0; i < assay_spec_block_length(r, b); i++) {
-            if (logits[i] == -INFINITY || keys[i] != key) continue;
-            last = b * ASSAY_VOCAB_BLOCK + i;
-            if (s->elements ? ++count >= s->elements : (mass += (double)weights[i]) >= target) return last;
+        choose(r, s, b, least_of_key(s, key, -FLT_MAX), &c);
+        for (int64_t i = 0; i < c.count; i++) {
+            if (c.keys[i] != key) continue;
+            last = b * ASSAY_VOCAB_BLOCK + c.where[i];
+            if (s->elements ? ++count >= s->elements : (mass += (double)c.weights[i]) >= target) return last;
         }
     }
     return last;
@@ -296,4 +318,8 @@ void assay_spec_find_cuts(assay_spec_request *r) {
             r->s.cuts |= CUT_TYPICAL;
         }
     }
+}
+
+float assay_spec_least_kept(const assay_spec_request *r) {
+    return r->s.cuts & CUT_LOGITS ? logit_of(r->s.by_logit.key) : -INFINITY;
 }

@@ -16,15 +16,10 @@
  * share: a dispatch costs what one thread does with that much. */
 enum { BLOCKS_A_UNIT = 4, SHARE_ELEMENTS = 1 << 16 };
 
-static double unit_interval(uint32_t low, uint32_t high) {
-    /* 52 bits, so that adding a half is exact: never 0, never 1. */
-    return ((double)(((uint64_t)high << 32 | low) >> 12) + 0.5) * 0x1p-52;
-}
-
 double assay_uniform(uint64_t seed, int64_t position, uint32_t domain, uint32_t node) {
     uint32_t x[4] = {(uint32_t)(uint64_t)position, (uint32_t)((uint64_t)position >> 32), domain, node};
     assay_philox4x32(x, (uint32_t)seed, (uint32_t)(seed >> 32));
-    return unit_interval(x[0], x[1]);
+    return assay_unit_interval(x[0], x[1]);
 }
 
 double assay_spec_uniform(const assay_spec_request *r, uint32_t domain, int64_t node, int64_t depth, uint32_t key_node) {
@@ -54,7 +49,8 @@ static int64_t end_of(const assay_spec_request *r, int64_t end) {
 static void scan_blocks(void *arg, int64_t begin, int64_t end) {
     assay_spec_request *r = arg;
     const assay_spec_verify_kernel *k = r->call->kernel;
-    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], scratch[ASSAY_VOCAB_BLOCK];
+    const float least = assay_spec_least_kept(r);
+    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
     for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
         assay_spec_block *block = &r->blocks[b];
         const int64_t n = assay_spec_block_length(r, b);
@@ -65,18 +61,37 @@ static void scan_blocks(void *arg, int64_t begin, int64_t end) {
         if (r->processed || r->s.cuts) {
             /* A mask must not hide what poisons the row. */
             if (!(block->largest < INFINITY)) continue;
+            if (!r->processed && block->largest < least) {
+                block->largest = -INFINITY;
+                continue;
+            }
             view = assay_spec_view(r, b, buffer, &dtype);
             block->largest = k->largest(view, dtype, n);
         }
         if (r->sums && isfinite(block->largest))
-            block->sum = k->weights(view, dtype, n, block->largest, r->inverse_t, scratch);
+            block->sum = k->sum(view, dtype, n, block->largest, r->inverse_t, assay_spec_raw_behind(r, b));
     }
 }
 
-static double weight_of_block(const assay_spec_request *r, int64_t b) {
-    const assay_spec_block *block = &r->blocks[b];
-    if (!(block->sum > 0)) return 0;
-    return (double)block->sum * (double)assay_vexp((block->largest - r->s.shift) * r->inverse_t);
+static double weight_of_block(const assay_spec_block *block) {
+    return block->sum > 0 ? (double)block->sum * block->factor : 0;
+}
+
+/* The blocks' weights relative to the row's largest element, and their sum. */
+static double weigh_blocks(assay_spec_request *r) {
+    _Alignas(64) float largest[ASSAY_VOCAB_BLOCK], factor[ASSAY_VOCAB_BLOCK];
+    double total = 0;
+    for (int64_t from = 0; from < r->call->block_count; from += ASSAY_VOCAB_BLOCK) {
+        const int64_t n = assay_min_i64(ASSAY_VOCAB_BLOCK, r->call->block_count - from);
+        assay_spec_block *blocks = r->blocks + from;
+        for (int64_t b = 0; b < n; b++) largest[b] = blocks[b].largest;
+        r->call->kernel->weights(largest, ASSAY_F32, n, r->s.shift, r->inverse_t, factor);
+        for (int64_t b = 0; b < n; b++) {
+            blocks[b].factor = (double)factor[b];
+            total += weight_of_block(&blocks[b]);
+        }
+    }
+    return total;
 }
 
 /* Scans the row's blocks: shift and normaliser. Returns the row's status. */
@@ -90,9 +105,7 @@ static int scan(assay_spec_request *r) {
     }
     if (r->s.shift == INFINITY) return ASSAY_ROW_INF;
     if (r->s.shift == -INFINITY) return ASSAY_ROW_EMPTY;
-    r->s.total = 0;
-    if (r->sums)
-        for (int64_t b = 0; b < r->call->block_count; b++) r->s.total += weight_of_block(r, b);
+    r->s.total = r->sums ? weigh_blocks(r) : 0;
     r->s.scale = r->sums ? (float)(1.0 / r->s.total) : 0;
     return ASSAY_ROW_OK;
 }
@@ -299,7 +312,7 @@ static void weights_without(const assay_spec_request *r, int64_t b, float *w, in
 }
 
 double assay_spec_mass_without(assay_spec_request *r) {
-    for (int64_t b = 0; b < r->call->block_count; b++) r->blocks[b].mass = weight_of_block(r, b);
+    for (int64_t b = 0; b < r->call->block_count; b++) r->blocks[b].mass = weight_of_block(&r->blocks[b]);
     for (int64_t i = 0; i < r->excluded_count; i++) {
         const int64_t b = r->excluded[i] / ASSAY_VOCAB_BLOCK;
         if (!(r->blocks[b].sum > 0)) continue;
@@ -309,8 +322,7 @@ double assay_spec_mass_without(assay_spec_request *r) {
         float lane[16] = {0};
         const int64_t padded = assay_round_up(assay_spec_block_length(r, b), 16);
         for (int64_t j = 0; j < padded; j++) lane[j % 16] += w[j];
-        r->blocks[b].mass =
-            (double)assay_fold16(lane) * (double)assay_vexp((r->blocks[b].largest - r->s.shift) * r->inverse_t);
+        r->blocks[b].mass = (double)assay_fold16(lane) * r->blocks[b].factor;
     }
     return mass_of_row(r);
 }
@@ -322,9 +334,8 @@ int32_t assay_spec_draw_without(assay_spec_request *r, double u) {
     const place at = place_of(r, u * total);
     int touched = 0;
     weights_without(r, at.block, w, &touched);
-    const double factor = (double)assay_vexp((r->blocks[at.block].largest - r->s.shift) * r->inverse_t);
     return (int32_t)(at.block * ASSAY_VOCAB_BLOCK +
-                     pick_in_block(w, assay_spec_block_length(r, at.block), factor, at.before, at.target));
+                     pick_in_block(w, assay_spec_block_length(r, at.block), r->blocks[at.block].factor, at.before, at.target));
 }
 
 int32_t assay_spec_draw(assay_spec_request *r, double u) {
@@ -338,32 +349,24 @@ int32_t assay_spec_draw(assay_spec_request *r, double u) {
 static void race_blocks(void *arg, int64_t begin, int64_t end) {
     assay_spec_request *r = arg;
     const assay_verify_args *a = r->call->a;
-    const uint64_t seed = a->seed[r->b];
     const uint64_t position = (uint64_t)a->position[r->b] + (uint64_t)r->nodes[r->node].depth;
+    /* The best of the blocks before bounds those that follow: of equal times the first is the winner anyway. */
+    assay_race race = {a->seed[r->b], position, INFINITY, 0};
     _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], w[ASSAY_VOCAB_BLOCK];
     for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
         assay_spec_block *block = &r->blocks[b];
-        const int64_t n = assay_spec_block_length(r, b), from = b * ASSAY_VOCAB_BLOCK;
         block->mass = INFINITY;
-        block->token = from;
+        block->token = b * ASSAY_VOCAB_BLOCK;
         if (!isfinite(block->largest)) continue;
+        const int64_t n = assay_spec_block_length(r, b);
+        const double before = race.time;
         int dtype;
         const void *view = assay_spec_view(r, b, buffer, &dtype);
         r->call->kernel->weights(view, dtype, n, r->s.shift, r->inverse_t, w);
-        for (int64_t i = 0; i < n; i += 2) {
-            if (!(w[i] > 0) && !(w[i + 1] > 0)) continue;
-            uint32_t x[4] = {(uint32_t)position, (uint32_t)(position >> 32), ASSAY_NOISE, (uint32_t)((from + i) / 2)};
-            assay_philox4x32(x, (uint32_t)seed, (uint32_t)(seed >> 32));
-            for (int64_t j = i; j < i + 2; j++) {
-                const double u = unit_interval(x[2 * (j - i)], x[2 * (j - i) + 1]);
-                /* -log(1 - u) > u: most are beaten without a logarithm. The margin is for its rounding. */
-                if (!(w[j] > 0) || u * 0.999999 > block->mass * (double)w[j]) continue;
-                const double time = -assay_log(1.0 - u) / (double)w[j];
-                if (time < block->mass) {
-                    block->mass = time;
-                    block->token = from + j;
-                }
-            }
+        r->call->kernel->race(w, assay_round_up(n, 16), block->token, &race);
+        if (race.time < before) {
+            block->mass = race.time;
+            block->token = race.token;
         }
     }
 }

@@ -10,6 +10,7 @@
 /* What is known of one block of the row at hand. */
 typedef struct {
     float largest, sum; /* s_b relative to its own largest element */
+    double factor;      /* the largest element's weight relative to the row's largest: s_b times it is the block's weight */
     double mass, total; /* of the draw at hand; of mean_exponent */
     int64_t token;      /* of the race */
 } assay_spec_block;
@@ -123,6 +124,8 @@ float assay_spec_element(const assay_spec_request *r, int64_t token);
 /* Block b of the row as processors and filters leave it: the logits themselves, or float32 in `buffer`. */
 const void *assay_spec_view(const assay_spec_request *r, int64_t b, float *buffer, int *dtype);
 int assay_spec_has_filters(const assay_spec_request *r);
+/* What is below it is dropped by top_k or top_p. */
+float assay_spec_least_kept(const assay_spec_request *r);
 /* Finds the cuts of the row at hand. */
 void assay_spec_find_cuts(assay_spec_request *r);
 
@@ -134,6 +137,10 @@ static inline int64_t assay_spec_block_length(const assay_spec_request *r, int64
 }
 static inline const void *assay_spec_raw(const assay_spec_request *r, int64_t b) {
     return r->logits + b * ASSAY_VOCAB_BLOCK * (r->call->a->dtype == ASSAY_F32 ? 4 : 2);
+}
+/* Where the block behind b begins, which is read next; NULL behind the last whole one. */
+static inline const void *assay_spec_raw_behind(const assay_spec_request *r, int64_t b) {
+    return (b + 2) * ASSAY_VOCAB_BLOCK <= r->call->a->vocab ? assay_spec_raw(r, b + 1) : NULL;
 }
 
 #endif

@@ -7,6 +7,7 @@ import pytest
 
 import assay
 from assay import reference
+from assay.errors import RowError
 from assay.ops.speculative import uniform
 from assay.reference import verification
 from bf16 import BFloat16
@@ -603,3 +604,20 @@ def test_bad_arguments_say_got_and_wanted():
     for error, message, run in cases:
         with pytest.raises(error, match=message):
             run()
+
+
+@pytest.mark.parametrize("given_out", [False, True])
+def test_bad_rows_raise_when_asked_to(given_out):
+    logits = np.zeros((3, 5), np.float32)
+    logits[1, 2] = np.nan
+    none, cu = np.empty(0, np.int32), np.zeros(4, np.int32)
+    options = {"rule": "greedy", "temperature": 0.0}
+    kept = assay.verify(logits, none, cu, **options)
+    assert kept.status.tolist() == [0, 1, 0]
+    assert kept.num_emitted.tolist() == [1, 0, 1]
+    with pytest.raises(RowError, match=r"request 1: a NaN .*status 1, 1 of 3 requests"):
+        assay.verify(logits, none, cu, on_status="raise", out=kept if given_out else None, **options)
+    logits[1, 2] = 0
+    assert not assay.verify(logits, none, cu, on_status="raise", **options).status.any()
+    with pytest.raises(ValueError, match="on_status: expected return or raise"):
+        assay.verify(logits, none, cu, on_status="abort", **options)

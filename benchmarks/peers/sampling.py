@@ -1,7 +1,10 @@
-"""Verification of drafted chains: ours, numpy, PyTorch, vLLM's sampler.
+"""Verification of drafted chains and trees: ours, numpy, PyTorch, vLLM's sampler.
 
 Every draft is accepted, the costliest case for kernels that stop at the first rejection. The peers do what serving code
 does: softmax of all rows, acceptance by u q(x) < p(x), then one draw from (p - q)+ or, after the last draft, from p.
+
+A tree is binary below one child of the root, and verified greedily; every first child is its parent's argmax, so that the path
+of the first children stands. The peers find the argmax of all rows at once and walk the tree over those.
 """
 
 from functools import partial
@@ -19,6 +22,36 @@ from .contender import Cell, Prepared
 ACCEPT, LAST = 1e-12, 0.5
 
 
+def tree_parents(nodes: int) -> np.ndarray:
+    """int32 [nodes]; -1 the root."""
+    return ((np.arange(nodes) - 1) // 2).astype(np.int32)
+
+
+def first_path(nodes: int) -> list[int]:
+    """The nodes from the root down the first children."""
+    path = [0]
+    while 2 * path[-1] + 1 < nodes:
+        path.append(2 * path[-1] + 1)
+    return path
+
+
+def walk(best: np.ndarray, drafts: np.ndarray) -> np.ndarray:
+    """Tokens [B, path + 1] that stand of trees of `drafts` [B, K], by the argmax of every row [B, K + 1]; -1 after the end."""
+    children: list[list[int]] = [[] for _ in range(drafts.shape[1] + 1)]
+    for node, parent in enumerate(tree_parents(drafts.shape[1]).tolist()):
+        children[parent + 1].append(node)
+    out = np.full((len(best), len(first_path(drafts.shape[1])) + 1), -1)
+    for b, (mine, ids) in enumerate(zip(best.tolist(), drafts.tolist(), strict=True)):
+        row, depth = 0, 0
+        while True:
+            out[b, depth] = mine[row]
+            row = next((child + 1 for child in children[row] if ids[child] == mine[row]), 0)
+            if not row:
+                break
+            depth += 1
+    return out
+
+
 class Drafts:
     """Logits that rotate through more than the caches, and drafts that all stand.
 
@@ -34,12 +67,25 @@ class Drafts:
         wanted = max(int(2.5 * machine.describe().last_level_cache_bytes) // 4, size)
         pool = np.random.default_rng(7).standard_normal(wanted // size * size, dtype=np.float32)
         rows = [part.reshape(cell.batch, cell.k + 1, cell.vocab) for part in pool.reshape(-1, size)]
-        self.sets = [(r, r[:, : cell.k].argmax(-1)) for r in rows]
-        self.q = np.full((cell.batch, cell.k, cell.vocab), 1 / cell.vocab, np.float32)
+        self.sets = [(r, self._drafts(r.argmax(-1), cell)) for r in rows]
+        drawn = cell.k if cell.rule == "rejection" else 0
+        self.q = np.full((cell.batch, drawn, cell.vocab), 1 / cell.vocab, np.float32)
+
+    @staticmethod
+    def _drafts(best: np.ndarray, cell: Cell) -> np.ndarray:
+        if cell.rule != "tree":
+            return best[:, : cell.k]
+        nodes = np.arange(cell.k)
+        return (best[:, tree_parents(cell.k) + 1] + ((nodes > 0) & (nodes % 2 == 0))) % cell.vocab
 
     def checked(self, tokens: np.ndarray, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
         """(got, want) of emitted tokens [B, K + 1]: the drafts; the last token too if greedy, else that there is one."""
         rows, drafts = self.sets[0]
+        if cell.rule == "tree":
+            path = first_path(cell.k)
+            end = rows[:, path[-1] + 1].argmax(-1)
+            want = np.concatenate([drafts[:, path], end[:, None]], 1)
+            return np.array(tokens, np.float64)[:, : len(path) + 1], want.astype(np.float64)
         last = rows[:, cell.k].argmax(-1) if cell.rule == "greedy" else np.ones(cell.batch)
         got = np.array(tokens, np.float64)
         if cell.rule != "greedy":
@@ -73,7 +119,7 @@ class _Sampler:
 
 
 class Assay(_Sampler):
-    """assay.verify_chain"""
+    """assay.verify"""
 
     name = "assay"
 
@@ -86,13 +132,16 @@ class Assay(_Sampler):
         uniforms = np.full((cell.batch, cell.k + 2), ACCEPT)
         uniforms[:, cell.k :] = LAST
         options: dict[str, Any] = {"num_threads": cell.threads, "rule": cell.rule, "uniforms": uniforms.ravel()}
-        if cell.rule == "greedy":
+        if cell.rule == "tree":
+            options["rule"], options["parents"] = "greedy", np.tile(tree_parents(cell.k), cell.batch)
+        if cell.rule in ("greedy", "tree"):
             options["temperature"] = 0.0
+            del options["uniforms"]
         else:
             options["draft_probs"] = data.q.reshape(-1, cell.vocab)
         calls = [
             partial(
-                assay.verify_chain, rows.reshape(-1, cell.vocab), drafts.astype(np.int32).ravel(), cu, **options
+                assay.verify, rows.reshape(-1, cell.vocab), drafts.astype(np.int32).ravel(), cu, **options
             )
             for rows, drafts in data.sets
         ]  # fmt: skip
@@ -109,6 +158,8 @@ class Numpy(_Sampler):
         return {"numpy": np.__version__}
 
     def _verify(self, cell: Cell, rows: Any, drafts: Any, q: Any) -> Any:
+        if cell.rule == "tree":
+            return walk(rows.argmax(-1), drafts)
         batch, k = drafts.shape
         each = np.arange(batch)
         if cell.rule == "greedy":
@@ -150,7 +201,7 @@ class Torch(_Sampler):
         return {"torch": self._torch.__version__}
 
     def refuses(self, cell: Cell) -> str | None:
-        return "greedy draws nothing" if cell.rule == "greedy" and self._draw == "exponential" else None
+        return "greedy draws nothing" if cell.rule != "rejection" and self._draw == "exponential" else None
 
     def _given(self, array: np.ndarray) -> Any:
         return self._torch.from_numpy(array)
@@ -164,6 +215,8 @@ class Torch(_Sampler):
     def _verify(self, cell: Cell, rows: Any, drafts: Any, q: Any) -> Any:
         torch, each = self._torch, self._each
         with torch.inference_mode():
+            if cell.rule == "tree":
+                return walk(rows.argmax(-1).numpy(), drafts.numpy())
             k = drafts.shape[1]
             if cell.rule == "greedy":
                 best = rows.argmax(-1)
@@ -205,7 +258,7 @@ class Vllm(Torch):
         return {"vllm": self._version}
 
     def refuses(self, cell: Cell) -> str | None:
-        return None
+        return "its sampler takes chains" if cell.rule == "tree" else None
 
     def _verify(self, cell: Cell, rows: Any, drafts: Any, q: Any) -> Any:
         torch, greedy = self._torch, cell.rule == "greedy"

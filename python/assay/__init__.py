@@ -52,6 +52,7 @@ _HOME = {
     "AssayError": "assay.errors",
     "FormatError": "assay.errors",
     "ProfileError": "assay.errors",
+    "RowError": "assay.errors",
     "UnsupportedError": "assay.errors",
 }
 

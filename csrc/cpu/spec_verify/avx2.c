@@ -5,7 +5,7 @@
  * weights: per 8 elements load, sub, mul, and vexp's 8 FMA-class, 1 sub, 2 integer, 2 mask operations, add, store: about 14
  *   on two FMA pipes (Zen 3) or ports 0 and 1 (Intel): 6 to 7 cycles, several times what memory needs. The sum's add is
  *   4 cycles behind the last one, hidden by the other 12. Block and weights (16 KB together) stay in L1. */
-#include "spec_verify.h"
+#include "race.h"
 #include "../row_tail.h"
 #include "../vexp_avx2.h"
 
@@ -50,6 +50,29 @@ INLINE int64_t find_in(const void *row, int dtype, int64_t n, float value) {
         if (hit) return i + __builtin_ctz(hit);
     }
     return -1;
+}
+
+INLINE int64_t select_in(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where) {
+    const __m256 bound = _mm256_set1_ps(least);
+    int64_t count = 0;
+    assay_tail tail;
+    for (int64_t i = 0; i < n; i += 16) {
+        const int whole = i + 16 <= n;
+        const void *at = whole ? row : assay_tail_of(&tail, row, dtype, i, n);
+        float x[16];
+        const __m256 a = load8(at, dtype, whole ? i : 0), b = load8(at, dtype, whole ? i + 8 : 8);
+        unsigned hits = (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, bound, _CMP_GE_OQ)) |
+                        (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(b, bound, _CMP_GE_OQ)) << 8;
+        if (!hits) continue;
+        _mm256_storeu_ps(x, a);
+        _mm256_storeu_ps(x + 8, b);
+        for (; hits; hits &= hits - 1) {
+            const int j = __builtin_ctz(hits);
+            values[count] = x[j];
+            where[count++] = (int32_t)i + j;
+        }
+    }
+    return count;
 }
 
 INLINE float weights_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *out) {
@@ -100,6 +123,61 @@ INLINE float residual_of(const void *row, int dtype, int64_t n, float shift, flo
     return _mm256_movemask_ps(bad) ? NAN : fold8(_mm256_add_ps(s0, s1));
 }
 
+INLINE float sum_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead) {
+    const __m256 m = _mm256_set1_ps(shift), t = _mm256_set1_ps(inverse_t);
+    __m256 s0 = _mm256_setzero_ps(), s1 = s0;
+    assay_tail tail;
+    for (int64_t i = 0; i < n; i += 16) {
+        const int whole = i + 16 <= n;
+        const void *at = whole ? row : assay_tail_of(&tail, row, dtype, i, n);
+        if (ahead) _mm_prefetch((const char *)ahead + i * (dtype == ASSAY_F32 ? 4 : 2), _MM_HINT_T0);
+        const __m256 a = load8(at, dtype, whole ? i : 0), b = load8(at, dtype, whole ? i + 8 : 8);
+        s0 = _mm256_add_ps(s0, vexp8(_mm256_mul_ps(_mm256_sub_ps(a, m), t)));
+        s1 = _mm256_add_ps(s1, vexp8(_mm256_mul_ps(_mm256_sub_ps(b, m), t)));
+    }
+    return fold8(_mm256_add_ps(s0, s1));
+}
+
+/* Four counters, hence eight elements, at a time: a word in the lower half of each 64-bit lane, what is above it never
+ * read, so that a round is two products, two shifts and four xors. */
+static void race(const float *weights, int64_t n, int64_t first, assay_race *race) {
+    const assay_race_start start = assay_race_begin(race);
+    const __m256i m0 = _mm256_set1_epi64x(PHILOX_M0), m1 = _mm256_set1_epi64x(PHILOX_M1);
+    const __m256i x0 = _mm256_set1_epi64x(start.x[0]), x1 = _mm256_set1_epi64x(start.x[1]);
+    const __m256i x2 = _mm256_set1_epi64x(start.x[2]), x3 = _mm256_set1_epi64x(start.x[3]);
+    const __m256i lanes = _mm256_set_epi64x(3, 2, 1, 0);
+    const __m256 margin = _mm256_set1_ps(RACE_MARGIN_F32 * 0x1p-32f);
+    __m256 best = _mm256_set1_ps((float)race->time);
+    for (int64_t i = 0; i < n; i += 8) {
+        const __m256 w = _mm256_loadu_ps(weights + i), racing = _mm256_cmp_ps(w, _mm256_setzero_ps(), _CMP_GT_OQ);
+        if (!_mm256_movemask_ps(racing)) continue;
+        const __m256i index = _mm256_add_epi64(_mm256_set1_epi64x((first + i) / 2), lanes);
+        __m256i a = x0, b = x1, c = _mm256_xor_si256(x2, index), d = x3;
+        uint32_t key0 = start.key[0], key1 = start.key[1];
+        for (int round = 1; round < 10; round++, key0 += PHILOX_W0, key1 += PHILOX_W1) {
+            const __m256i p = _mm256_mul_epu32(a, m0), q = _mm256_mul_epu32(c, m1);
+            a = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(q, 32), b), _mm256_set1_epi64x(key0));
+            c = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p, 32), d), _mm256_set1_epi64x(key1));
+            b = q;
+            d = p;
+        }
+        /* The higher words, in the order of the elements: u is this over 2^32 or more. The conversion is of 31 bits. */
+        const __m256i high = _mm256_blend_epi32(b, _mm256_slli_epi64(d, 32), 0xAA);
+        const __m256 least = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srli_epi32(high, 1)), _mm256_add_ps(margin, margin));
+        const __m256 hopeful = _mm256_cmp_ps(least, _mm256_mul_ps(best, w), _CMP_NGT_UQ);
+        unsigned left = (unsigned)_mm256_movemask_ps(_mm256_and_ps(racing, hopeful));
+        if (!left) continue;
+        uint32_t lows[8], highs[8];
+        _mm256_storeu_si256((__m256i *)lows, _mm256_blend_epi32(a, _mm256_slli_epi64(c, 32), 0xAA));
+        _mm256_storeu_si256((__m256i *)highs, high);
+        for (; left; left &= left - 1) {
+            const int j = __builtin_ctz(left);
+            assay_race_try(race, lows[j], highs[j], weights[i + j], first + i + j);
+        }
+        best = _mm256_set1_ps((float)race->time);
+    }
+}
+
 #include "by_type.h"
 
-const assay_spec_verify_kernel assay_spec_verify_avx2 = {largest, find, weights, residual};
+const assay_spec_verify_kernel assay_spec_verify_avx2 = {largest, find, select, weights, sum, residual, race};

@@ -1,4 +1,4 @@
-/* The functions of a kernel table, made of a variant's largest_of, find_in, weights_of and residual_of: included behind them. */
+/* The functions of a kernel table, made of a variant's largest_of, find_in, select_in, weights_of, sum_of and residual_of: included behind them. */
 #ifndef ASSAY_SPEC_VERIFY_BY_TYPE_H
 #define ASSAY_SPEC_VERIFY_BY_TYPE_H
 
@@ -20,8 +20,20 @@ static int64_t find(const void *row, int dtype, int64_t n, float value) {
 #undef CALL
 }
 
+static int64_t select(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where) {
+#define CALL(type) select_in(row, type, n, least, values, where)
+    BY_TYPE(CALL);
+#undef CALL
+}
+
 static float weights(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *out) {
 #define CALL(type) weights_of(row, type, n, shift, inverse_t, out)
+    BY_TYPE(CALL);
+#undef CALL
+}
+
+static float sum(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead) {
+#define CALL(type) sum_of(row, type, n, shift, inverse_t, ahead)
     BY_TYPE(CALL);
 #undef CALL
 }

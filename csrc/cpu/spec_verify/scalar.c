@@ -1,5 +1,6 @@
 /* Passes over a block of logits in portable C (spec_verify.h states them): what the other variants must equal bit for bit. */
 #include "spec_verify.h"
+#include "race.h"
 #include "../float16.h"
 #include "../vexp.h"
 
@@ -20,6 +21,17 @@ static int64_t find(const void *row, int dtype, int64_t n, float value) {
     for (int64_t i = 0; i < n; i++)
         if (assay_load_f32(row, dtype, i) == value) return i;
     return -1;
+}
+
+static int64_t select(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float x = assay_load_f32(row, dtype, i);
+        values[count] = x;
+        where[count] = (int32_t)i;
+        count += x >= least;
+    }
+    return count;
 }
 
 static float weights(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *out) {
@@ -48,4 +60,21 @@ static float residual(const void *row, int dtype, int64_t n, float shift, float 
     return bad ? NAN : assay_fold16(lane);
 }
 
-const assay_spec_verify_kernel assay_spec_verify_scalar = {largest, find, weights, residual};
+static float sum(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead) {
+    (void)ahead;
+    float lane[16] = {0};
+    for (int64_t i = 0; i < n; i++) lane[i % 16] += assay_vexp((assay_load_f32(row, dtype, i) - shift) * inverse_t);
+    return assay_fold16(lane);
+}
+
+static void race(const float *weights, int64_t n, int64_t first, assay_race *race) {
+    for (int64_t i = 0; i < n; i += 2) {
+        if (!(weights[i] > 0) && !(weights[i + 1] > 0)) continue;
+        uint32_t x[4] = {(uint32_t)race->position, (uint32_t)(race->position >> 32), ASSAY_NOISE, (uint32_t)((first + i) / 2)};
+        assay_philox4x32(x, (uint32_t)race->seed, (uint32_t)(race->seed >> 32));
+        for (int64_t j = 0; j < 2; j++)
+            if (weights[i + j] > 0) assay_race_try(race, x[2 * j], x[2 * j + 1], weights[i + j], first + i + j);
+    }
+}
+
+const assay_spec_verify_kernel assay_spec_verify_scalar = {largest, find, select, weights, sum, residual, race};

@@ -6,6 +6,7 @@ import numpy as np
 
 from .. import reference
 from .._ffi import FLOAT_DTYPES, FLOAT_NAMES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
+from ..errors import RowError
 from ..reference.verify_arguments import RULES, VerifyArguments, VerifyOutputs
 from . import _verify_arguments as arguments
 from ._backends import twin, widen
@@ -62,7 +63,7 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
            seed: Any = None, position: Any = None, uniforms: Any = None, posterior_threshold: float = 0.09,
            posterior_alpha: float = 0.3, threshold_single: float = 1.0, threshold_acc: float = 1.0,
            stop_token_ids: Any = None, max_emit: Any = None, draft_to_target: Any = None,
-           return_logprobs: bool = False, out: Any = None, backend: str = "c", isa: str | None = None,
+           return_logprobs: bool = False, on_status: str = "return", out: Any = None, backend: str = "c", isa: str | None = None,
            num_threads: int | None = None) -> VerifyResult:  # fmt: skip
     """Verifies the drafts of a ragged batch of requests, chains or trees, in one call.
 
@@ -153,6 +154,8 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         The target's ids of a drafter's smaller vocabulary, in which `draft_token_ids` and the columns of `draft_probs`
         then are.
     return_logprobs : bool
+    on_status : {"return", "raise"}
+        What to do where a request's status is not 0: hand it back, that request alone emitting nothing, or raise.
     out : VerifyResult, or tuple of int32 arrays, optional
         An earlier result, or (output_token_ids, num_accepted, num_emitted, status, accept_index, counters), written in
         place; None for those to be made.
@@ -165,7 +168,11 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
     ------
     TypeError, ValueError
         Naming the argument, what was wanted and what came. Bad data in a row is no exception but a status.
+    RowError
+        With ``on_status="raise"``: the first request whose status is not 0. `out` is written nevertheless.
     """
+    if on_status not in ("return", "raise"):
+        raise ValueError(f"on_status: expected return or raise, got {on_status!r}")
     logits = as_tensor(target_logits, "target_logits", FLOAT_NAMES, 2)
     cu = as_tensor(cu_num_draft_tokens, "cu_num_draft_tokens", ("int32", "int64"), 1)
     batch, drafts, most = arguments.counts(cu.array)
@@ -226,11 +233,25 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         stand_ins = dense(outputs)
         _run(logits, a, _outputs([x.array for x in stand_ins], logprobs), backend, isa, num_threads)
         copy_back(outputs, stand_ins)
+        written = _outputs([x.array for x in stand_ins], logprobs)
         ints = tuple(result)
+    if on_status == "raise":
+        _raise_first(written.status)
     lossless = not sampled or not (
         rule == "typical" or (rule == "target_only" and min(threshold_acc, threshold_single) < 1)
     )
     return VerifyResult(*ints[:5], logprobs, lossless, ints[5])
+
+
+_STATUS = ("", "a NaN in a row of logits, or a draft probability that is none", "a row of logits that is minus infinity",
+           "plus infinity in a row of logits", "a draft token id below -1", "parents that make no tree")  # fmt: skip
+
+
+def _raise_first(status: np.ndarray) -> None:
+    bad = np.flatnonzero(status)
+    if bad.size:
+        b = int(bad[0])
+        raise RowError(f"request {b}: {_STATUS[status[b]]} (status {status[b]}, {bad.size} of {status.size} requests)")
 
 
 def sample(
@@ -331,11 +352,11 @@ def _call(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, isa: str |
     s = ffi.new("assay_verify_args *")
     held = []
 
-    def pointer(array: np.ndarray) -> Any:
+    def pointer(array: np.ndarray, hold: Any = held.append, view: Any = ffi.from_buffer) -> Any:
         if not array.size:  # given, though there is nothing in it
             array = np.zeros(1, array.dtype)
-        found = ffi.from_buffer(_POINTERS[array.dtype], array)
-        held.append(found)
+        found = view(_POINTERS[array.dtype], array)
+        hold(found)
         return found
 
     s.target_logits, s.dtype, s.ld = logits.ptr, FLOAT_DTYPES[logits.dtype], logits.row_stride
