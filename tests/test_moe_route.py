@@ -17,7 +17,6 @@ SIZES = [(1, 1), (2, 1), (7, 7), (8, 1), (8, 2), (8, 8), (15, 3), (16, 4), (17, 
          (127, 8), (128, 8), (129, 8), (255, 6), (256, 8), (257, 9), (512, 32), (2047, 5), (2048, 8), (2049, 8), (3000, 3)]  # fmt: skip
 
 
-
 def logits(tokens, experts, dtype="float32", seed=0, ties=False):
     x = np.random.default_rng([seed, tokens, experts]).standard_normal((tokens, experts)) * 3
     return (np.round(x) if ties else x).astype(dtype)
