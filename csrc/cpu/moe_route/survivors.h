@@ -42,9 +42,16 @@ INLINE __m512i step8(__m512i v, __m512i partner, unsigned maxima) {
     return _mm512_mask_blend_epi64((__mmask8)maxima, _mm512_min_epi64(v, partner), _mm512_max_epi64(v, partner));
 }
 
+/* Each lane's partner at a distance of 1, 2 and 4. */
 INLINE __m512i apart1(__m512i v) { return _mm512_shuffle_epi32(v, 0x4e); }
-INLINE __m512i apart2(__m512i v) { return _mm512_shuffle_i64x2(v, v, 0xb1); }
-INLINE __m512i apart4(__m512i v) { return _mm512_shuffle_i64x2(v, v, 0x4e); }
+INLINE __m512i apart2(__m512i v) {
+    const __m512 x = _mm512_castsi512_ps(v);
+    return _mm512_castps_si512(_mm512_shuffle_f32x4(x, x, 0xb1));
+}
+INLINE __m512i apart4(__m512i v) {
+    const __m512 x = _mm512_castsi512_ps(v);
+    return _mm512_castps_si512(_mm512_shuffle_f32x4(x, x, 0x4e));
+}
 
 /* A bitonic sequence sorted, descending. */
 INLINE __m512i merge8(__m512i v) {
