@@ -350,7 +350,7 @@ _SAME_NAME = ("parents", "draft_probs", "top_k", "top_p", "min_p", "typical_p", 
 
 def _call(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, isa: str | None, num_threads: int | None) -> None:
     s = ffi.new("assay_verify_args *")
-    held = []
+    held: list[Any] = []
 
     def pointer(array: np.ndarray, hold: Any = held.append, view: Any = ffi.from_buffer) -> Any:
         if not array.size:  # given, though there is nothing in it
