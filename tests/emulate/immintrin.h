@@ -48,6 +48,11 @@ EMU __m512 emu_cvtepi32_ps(__m512i a) {
     const emu512 x = EMU_SI(a);
     return ((emu512){.hps = {_mm256_cvtepi32_ps(x.hsi[0]), _mm256_cvtepi32_ps(x.hsi[1])}}).ps;
 }
+EMU __m512 emu_cvtepu32_ps(__m512i a) {
+    emu512 x = EMU_SI(a);
+    for (int i = 0; i < 16; i++) x.f[i] = (float)(uint32_t)x.i32[i];
+    return x.ps;
+}
 EMU __m512i emu_cvtps_epi32(__m512 a) {
     const emu512 x = EMU_PS(a);
     return ((emu512){.hsi = {_mm256_cvtps_epi32(x.hps[0]), _mm256_cvtps_epi32(x.hps[1])}}).si;
@@ -94,6 +99,7 @@ EMU __m512d emu_cvtepi32_pd(__m256i a) {
                              _mm256_cvtepi32_pd(_mm256_extracti128_si256(a, 1))}}).pd;
 }
 #undef _mm512_cvtepi32_ps
+#undef _mm512_cvtepu32_ps
 #undef _mm512_cvtps_epi32
 #undef _mm512_cvtph_ps
 #undef _mm512_cvtepu8_epi32
@@ -106,6 +112,7 @@ EMU __m512d emu_cvtepi32_pd(__m256i a) {
 #undef _mm512_cvtpd_ps
 #undef _mm512_cvtepi32_pd
 #define _mm512_cvtepi32_ps(a) emu_cvtepi32_ps(a)
+#define _mm512_cvtepu32_ps(a) emu_cvtepu32_ps(a)
 #define _mm512_cvtps_epi32(a) emu_cvtps_epi32(a)
 #define _mm512_cvtph_ps(a) emu_cvtph_ps(a)
 #define _mm512_cvtepu8_epi32(a) emu_cvtepu8_epi32(a)

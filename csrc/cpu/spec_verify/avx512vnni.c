@@ -161,7 +161,7 @@ static void race(const float *weights, int64_t n, int64_t first, assay_race *rac
         /* The higher words, in the order of the elements: u is this over 2^32 or more. */
         const __m512i high = _mm512_mask_blend_epi32(0xAAAA, b, _mm512_slli_epi64(d, 32));
         const __m512 least = _mm512_mul_ps(_mm512_cvtepu32_ps(high), margin);
-        unsigned left = _mm512_mask_cmp_ps_mask(racing, least, _mm512_mul_ps(best, w), _CMP_NGT_UQ);
+        unsigned left = racing & _mm512_cmp_ps_mask(least, _mm512_mul_ps(best, w), _CMP_NGT_UQ);
         if (!left) continue;
         uint32_t lows[16], highs[16];
         _mm512_storeu_si512(lows, _mm512_mask_blend_epi32(0xAAAA, a, _mm512_slli_epi64(c, 32)));
