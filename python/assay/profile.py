@@ -29,6 +29,8 @@ ROOF_UNITS = {
     "fp32_peak": "ops_per_s",
 }
 GEMM_OPS = ("w4a8_gemm", "w4a16_gemm", "w8a8_gemm")
+#: Those, and the expert layer, which is a product of as many weights as its experts have.
+MATRIX_OPS = (*GEMM_OPS, "moe_experts")
 VERIFY_RULES = ("greedy", "rejection")
 
 Json = Any
@@ -353,6 +355,17 @@ def _params(op: str, value: Json, path: str) -> dict[str, Json]:
         experts = _int(data["num_experts"], f"{path}.num_experts", 1)
         if _int(data["top_k"], f"{path}.top_k", 1) > experts:
             raise _fail(f"{path}.top_k", f"at most num_experts ({experts})", data["top_k"])
+    elif op == "moe_experts":
+        sizes = ("tokens", "top_k", "distinct_experts", "hidden_size", "intermediate_size")
+        data = _object(value, path, (*sizes, "group_size", "symmetric"), optional=None)
+        for key in sizes:
+            _int(data[key], f"{path}.{key}", 1)
+        slots = data["tokens"] * data["top_k"]
+        if not data["top_k"] <= data["distinct_experts"] <= slots:
+            raise _fail(f"{path}.distinct_experts", f"top_k to tokens * top_k ({slots})", data["distinct_experts"])
+        if _int(data["group_size"], f"{path}.group_size", -1) == 0:
+            raise _fail(f"{path}.group_size", "-1 (whole row) or above 0", 0)
+        _bool(data["symmetric"], f"{path}.symmetric")
     elif op == "chain_verify":
         data = _object(value, path, ("batch", "num_draft", "vocab", "rule"), optional=None)
         _int(data["batch"], f"{path}.batch", 1)

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.cost.kernel_model import CostModel
-from assay.cost.laws import LINEAR_TERMS, GemmClass, LinearClass, OpFit, group_class, linear_features
+from assay.cost.laws import LINEAR_TERMS, GemmClass, LinearClass, OpFit, group_class, linear_features, product_of
 from assay.cost.roofline import FloatArray
 from assay.cost.roofs import COMPUTE_ROOF, Roofs, memory_roof_name, roof_of
 from assay.cost.solve import minimise, non_negative
-from assay.profile import GEMM_OPS, Profile, Sample
+from assay.profile import MATRIX_OPS, Profile, Sample
 
 LEVEL = 0.9
 MIN_HELD_OUT = 8  # below this many held-out points, leave-one-shape-out residuals set the interval
@@ -31,11 +31,27 @@ MEMORY_UTILISATION_MAX = 1.3  # a roof is measured too: a kernel may beat it a l
 # ---- one class --------------------------------------------------------------------------------------------
 
 
+def _knots(m: FloatArray) -> tuple[FloatArray, npt.NDArray[np.intp], FloatArray]:
+    """Widths at which the law has a value of its own, the nearest to each of `m`, and each one's share in each of `m`.
+
+    Those that were measured, but of widths less than a fifth apart (tokens an expert gets on average, say) only the narrowest.
+    """
+    kept: list[float] = []
+    for width in np.unique(m):
+        if not kept or width >= 1.2 * kept[-1] or float(width).is_integer():
+            kept.append(float(width))
+    knots = np.array(kept)
+    log_m, log_knots = np.log(m), np.log(knots)
+    pick = np.stack([np.interp(log_m, log_knots, row) for row in np.eye(knots.size)])
+    return knots, pick.argmax(axis=0), pick
+
+
 def _fit_gemm_class(samples: Sequence[Sample], roofs: Roofs) -> GemmClass:
     first = samples[0]
-    m = np.array([s.params["m"] for s in samples], dtype=np.float64)
-    n = np.array([s.params["n"] for s in samples], dtype=np.float64)
-    k = np.array([s.params["k"] for s in samples], dtype=np.float64)
+    products = [product_of(s.op, s.params) for s in samples]
+    m, weights, activation_bytes = (
+        np.concatenate([getattr(p, name) for p in products]) for name in ("rows", "weights", "activation_bytes")
+    )
     time = np.array([s.median_s for s in samples])
     spread = np.array([s.spread for s in samples])
     log_memory = np.log(
@@ -43,11 +59,10 @@ def _fit_gemm_class(samples: Sequence[Sample], roofs: Roofs) -> GemmClass:
     )  # seconds at 100% of the memory roof
     compute_roof = COMPUTE_ROOF[first.op]
     log_row = np.log(
-        [max(s.ops, 1.0) / s.params["m"] / roof_of(s, compute_roof, roofs) for s in samples]
+        [max(s.ops, 1.0) / rows / roof_of(s, compute_roof, roofs) for s, rows in zip(samples, m, strict=True)]
     )  # seconds of one row at 100% of the compute roof
-    knots, at_knot = np.unique(m, return_inverse=True)
+    knots, at_knot, pick = _knots(m)
     log_gaps = np.diff(np.log(knots))
-    pick = np.eye(knots.size)[:, at_knot]
 
     def unpack(theta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
         slopes = np.exp(theta[:, 4:]) * log_gaps
@@ -81,13 +96,8 @@ def _fit_gemm_class(samples: Sequence[Sample], roofs: Roofs) -> GemmClass:
     theta = minimise(model, np.log(time), start=start, prior_mean=mean, prior_sd=deviation, spread=spread)
     log_overhead, log_utilisation, p, log_rows = (part[0] for part in unpack(theta[None]))
     narrow = m == m.min()
-    weight_bytes = np.median(
-        [
-            (s.bytes - 4.0 * s.params["m"] * (s.params["n"] + s.params["k"])) / (s.params["n"] * s.params["k"])
-            for s, keep in zip(samples, narrow, strict=True)
-            if keep
-        ]
-    )
+    moved = np.array([s.bytes for s in samples])
+    weight_bytes = np.median(((moved - activation_bytes) / weights)[narrow])
     group = group_class(first.params)
     return GemmClass(
         variant=first.variant,
@@ -100,8 +110,8 @@ def _fit_gemm_class(samples: Sequence[Sample], roofs: Roofs) -> GemmClass:
         m=knots,
         log_rows=log_rows,
         weight_bytes=float(np.clip(weight_bytes, 0.5, 2.0)),
-        nk_low=float((n * k).min()),
-        nk_high=float((n * k).max()),
+        nk_low=float(weights.min()),
+        nk_high=float(weights.max()),
         num_samples=len(samples),
     )
 
@@ -122,7 +132,7 @@ def _fit_linear_class(samples: Sequence[Sample]) -> LinearClass:
 
 
 def _class_key(sample: Sample) -> tuple[str, int, Any, Any]:
-    if sample.op in GEMM_OPS:
+    if sample.op in MATRIX_OPS:
         return sample.variant, sample.threads, group_class(sample.params), bool(sample.params["symmetric"])
     return sample.variant, sample.threads, sample.params.get("rule", ""), None
 
@@ -132,7 +142,7 @@ def _fit_classes(op: str, samples: Sequence[Sample], roofs: Roofs) -> tuple[Any,
     for sample in samples:
         by_class.setdefault(_class_key(sample), []).append(sample)
     ordered = [by_class[key] for key in sorted(by_class, key=repr)]
-    if op in GEMM_OPS:
+    if op in MATRIX_OPS:
         return tuple(_fit_gemm_class(group, roofs) for group in ordered)
     return tuple(_fit_linear_class(group) for group in ordered)
 
@@ -142,7 +152,11 @@ def _fit_classes(op: str, samples: Sequence[Sample], roofs: Roofs) -> tuple[Any,
 
 def _shape(sample: Sample) -> tuple[Any, ...]:
     """What is left out together: a whole matrix shape, router or vocabulary, never a neighbouring width alone."""
-    keys = {"moe_route": ("num_experts", "top_k"), "chain_verify": ("vocab",)}.get(sample.op, ("n", "k"))
+    keys = {
+        "moe_route": ("num_experts", "top_k"),
+        "moe_experts": ("hidden_size", "intermediate_size"),
+        "chain_verify": ("vocab",),
+    }.get(sample.op, ("n", "k"))
     return tuple(sample.params[k] for k in keys)
 
 
@@ -242,7 +256,7 @@ def fit_profile(profile: Profile) -> CostModel:
     roofs = Roofs(profile.roofs)
     fits: dict[str, OpFit] = {}
     accuracy: dict[str, Any] = {}
-    for op in (*GEMM_OPS, *LINEAR_TERMS):
+    for op in (*MATRIX_OPS, *LINEAR_TERMS):
         samples = [s for s in profile.samples if s.op == op]
         if any(not s.held_out for s in samples):
             fits[op], accuracy[op] = _fit_op(op, samples, roofs)

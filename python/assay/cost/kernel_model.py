@@ -9,21 +9,22 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.cost.laws import (
+    MATRIX_SIZES,
     GemmClass,
     LinearClass,
     OpFit,
     Params,
-    gemm_bytes,
     group_class,
     linear_bytes,
     linear_features,
     linear_sizes,
     packed_bytes,
+    product_of,
 )
 from assay.cost.roofline import Estimate, Estimates, FloatArray, from_roofs, shares, smooth_max
 from assay.cost.roofs import COMPUTE_ROOF, Roofs, memory_roof_name, roof_of
 from assay.errors import ProfileError
-from assay.profile import GEMM_OPS, Roof, Sample
+from assay.profile import GEMM_OPS, MATRIX_OPS, Roof, Sample
 
 RANGE_SLACK = 2.0  # N * K may leave the calibrated range by this factor before a prediction is called extrapolated
 # package.kernels may name the kernel file instead of the op.
@@ -31,6 +32,7 @@ KERNEL_OF_OP = {
     "w4a8_gemm": "int4_gemm",
     "w4a16_gemm": "int4_gemm",
     "w8a8_gemm": "int8_gemm",
+    "moe_experts": "int4_gemm",
     "chain_verify": "spec_verify",
 }
 
@@ -60,9 +62,10 @@ class CostModel:
         Parameters
         ----------
         op
-            One of `GEMM_OPS`, "moe_route" or "chain_verify".
+            One of `MATRIX_OPS`, "moe_route" or "chain_verify".
         params
             As in a profile's samples: gemm ``m, n, k`` (``group_size`` 32 and ``symmetric`` True when left out),
+            moe_experts ``tokens, top_k, distinct_experts, hidden_size, intermediate_size`` and those two,
             moe_route ``tokens, num_experts, top_k``, chain_verify ``batch, num_draft, vocab, rule``.
         threads
             Threads of the call; the nearest calibrated count stands in for one that is not, and is flagged.
@@ -82,9 +85,9 @@ class CostModel:
             raise ValueError(f"threads: expected at least 1, got {threads}")
         if op not in self.ops:
             raise ProfileError(f"$.samples: expected samples of {op}, got {', '.join(self.ops) or 'none'}")
-        defaults: dict[str, Any] = {"group_size": 32, "symmetric": True} if op in GEMM_OPS else {"rule": "greedy"}
+        defaults: dict[str, Any] = {"group_size": 32, "symmetric": True} if op in MATRIX_OPS else {"rule": "greedy"}
         full = defaults | dict(params)
-        for name in ("m", "n", "k") if op in GEMM_OPS else linear_sizes(op):
+        for name in MATRIX_SIZES.get(op) or linear_sizes(op):
             values = np.asarray(full[name], dtype=np.float64)
             low = 0.0 if name != "num_draft" else -1.0
             if not np.all(np.isfinite(values)) or np.any(values <= low):
@@ -147,17 +150,18 @@ class CostModel:
         return min(fit.classes, key=distance)
 
     def _times(self, op: str, params: Params, threads: int, variant: str | None, near: Sample | None) -> Estimates:
-        if op in GEMM_OPS:
-            return self._gemm_times(op, params, threads, variant, near)
+        if op in MATRIX_OPS:
+            return self._matrix_times(op, params, threads, variant, near)
         return self._linear_times(op, params, threads, variant)
 
-    def _gemm_times(self, op: str, params: Params, threads: int, variant: str | None, near: Sample | None) -> Estimates:
+    def _matrix_times(
+        self, op: str, params: Params, threads: int, variant: str | None, near: Sample | None
+    ) -> Estimates:
         fit = self.ops[op]
-        group, symmetric = group_class(_scalar_k(params)), bool(params["symmetric"])
+        group, symmetric = group_class(params), bool(params["symmetric"])
         chosen = self._pick(fit, threads, variant, group=group, symmetric=symmetric)
         assert isinstance(chosen, GemmClass)
-        m, n, k = (np.atleast_1d(np.asarray(params[key], dtype=np.float64)) for key in ("m", "n", "k"))
-        m, n, k = np.broadcast_arrays(m, n, k)
+        product = product_of(op, params)
         memory_roof = self.roofs.get(memory_roof_name(params), threads)
         compute_roof = self.roofs.get(COMPUTE_ROOF[op], threads)
         if near is not None:
@@ -165,10 +169,11 @@ class CostModel:
             bytes_per_s = roof_of(near, memory_roof_name(params), self.roofs)
             ops_per_s = roof_of(near, COMPUTE_ROOF[op], self.roofs)
         else:
-            moved = gemm_bytes(m, n, k, packed_bytes(chosen, group, symmetric, k))
+            weight_bytes = packed_bytes(chosen, group, symmetric, product.reduced)
+            moved = weight_bytes * product.weights + product.activation_bytes
             bytes_per_s, ops_per_s = memory_roof.median, compute_roof.median
         memory = moved / (bytes_per_s * chosen.memory_utilisation)
-        compute = 2.0 * n * k * chosen.rows(m) / ops_per_s
+        compute = 2.0 * product.weights * chosen.rows(product.rows) / ops_per_s
         time = chosen.overhead_s + smooth_max(memory, compute, chosen.p)
         memory_s, compute_s = shares(memory, compute, time, chosen.overhead_s, chosen.p)
         notes: list[tuple[str, npt.NDArray[np.bool_]]] = []
@@ -190,9 +195,9 @@ class CostModel:
                 notes.append((text, everywhere))
                 widen += math.log(1.25)
         for value, low, high, text in (
-            (m, chosen.m[0], chosen.m[-1], f"M outside the calibrated {chosen.m[0]:g} to {chosen.m[-1]:g} of {op}"),
+            (product.rows, chosen.m[0], chosen.m[-1], f"M outside the calibrated {chosen.m[0]:g} to {chosen.m[-1]:g} of {op}"),
             (
-                n * k,
+                product.weights,
                 chosen.nk_low / RANGE_SLACK,
                 chosen.nk_high * RANGE_SLACK,
                 f"N*K outside the calibrated {chosen.nk_low:.3g} to {chosen.nk_high:.3g} of {op}",
@@ -262,11 +267,6 @@ class CostModel:
             overhead_s=overhead,
             notes=notes,
         )
-
-
-def _scalar_k(params: Params) -> Params:
-    """The params with one K: the group class is one for the whole call."""
-    return {**params, "k": int(np.asarray(params["k"]).flat[0])}
 
 
 def _group_text(group: int) -> str:

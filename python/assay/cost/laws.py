@@ -2,7 +2,7 @@
 
 Two laws, both in docs/cost-model.md:
 
-- matrix products: overhead plus the smooth maximum of a memory and a compute term (`assay.cost.roofline`), both as
+- matrix products, of which the expert layer is one: overhead plus the smooth maximum of a memory and a compute term (`assay.cost.roofline`), both as
   utilisations of measured roofs; the compute utilisation is a table over the calibrated widths M;
 - routing and verification: non-negative sums of their counts.
 """
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.cost.roofline import FloatArray
+from assay.profile import GEMM_OPS
 
 LINEAR_TERMS = {
     "moe_route": ("call", "token", "token_expert", "token_choice"),
@@ -83,10 +84,38 @@ def _interpolate(x: FloatArray, knots: FloatArray, values: FloatArray) -> FloatA
     return inside + np.maximum(x - knots[-1], 0.0) - np.maximum(knots[0] - x, 0.0)
 
 
-def gemm_bytes(m: npt.ArrayLike, n: npt.ArrayLike, k: npt.ArrayLike, weight_bytes: float) -> FloatArray:
-    """Bytes one call moves: packed weights, float32 activations in, float32 results out."""
-    rows, n_, k_ = (np.asarray(v, dtype=np.float64) for v in (m, n, k))
-    return weight_bytes * n_ * k_ + 4.0 * rows * (n_ + k_)
+@dataclass(frozen=True)
+class Product:
+    """What a call multiplies: `rows` activations with each of `weights` weights, `reduced` of them to a sum.
+
+    ``activation_bytes`` are float32 activations in and results out.
+    """
+
+    rows: FloatArray
+    weights: FloatArray
+    reduced: FloatArray
+    activation_bytes: FloatArray
+
+
+#: Names of the sizes that a call of a matrix op must give.
+MATRIX_SIZES = {
+    "moe_experts": ("tokens", "top_k", "distinct_experts", "hidden_size", "intermediate_size"),
+    **dict.fromkeys(GEMM_OPS, ("m", "n", "k")),
+}
+
+
+def product_of(op: str, params: Params) -> Product:
+    """The product that a call of a matrix op is.
+
+    The expert layer is one of the experts that it touches (three matrices each: gate, up, down) with the tokens that one of
+    them gets on average.
+    """
+    sizes = (np.asarray(params[name], dtype=np.float64) for name in MATRIX_SIZES[op])
+    if op != "moe_experts":
+        m, n, k = np.broadcast_arrays(*(np.atleast_1d(v) for v in sizes))
+        return Product(m, n * k, k, 4.0 * m * (n + k))
+    tokens, top_k, distinct, hidden, width = np.broadcast_arrays(*(np.atleast_1d(v) for v in sizes))
+    return Product(tokens * top_k / distinct, 3.0 * distinct * hidden * width, hidden, 8.0 * tokens * hidden)
 
 
 def packed_bytes(chosen: GemmClass, group: int, symmetric: bool, k: FloatArray) -> Any:
@@ -128,4 +157,4 @@ def linear_bytes(op: str, params: Params) -> FloatArray:
 def group_class(params: Params) -> int:
     """Group size as a class: -1 for the whole row, whatever K is."""
     group = int(params["group_size"])
-    return -1 if group <= 0 or (group == int(params["k"]) and group > 256) else group
+    return -1 if group <= 0 or (group > 256 and group == int(np.asarray(params.get("k", 0)).flat[0])) else group

@@ -7,7 +7,12 @@ from typing import Any
 from assay.errors import ProfileError
 from assay.profile import Roof, Sample
 
-COMPUTE_ROOF = {"w4a8_gemm": "int8_peak", "w4a16_gemm": "fp32_peak", "w8a8_gemm": "int8_peak"}
+COMPUTE_ROOF = {
+    "w4a8_gemm": "int8_peak",
+    "w4a16_gemm": "fp32_peak",
+    "w8a8_gemm": "int8_peak",
+    "moe_experts": "int8_peak",
+}
 
 
 class Roofs:

@@ -11,7 +11,7 @@ from assay.cost.kernel_model import CostModel
 from assay.cost.laws import LINEAR_TERMS, GemmClass, LinearClass, OpFit
 from assay.cost.roofs import Roofs
 from assay.errors import ProfileError
-from assay.profile import GEMM_OPS, Profile
+from assay.profile import MATRIX_OPS, Profile
 
 LAW = 1  # raised when the meaning of the stored numbers changes: older fits are then made anew
 
@@ -33,7 +33,7 @@ def load_model(profile: Profile) -> CostModel:
     counts: dict[str, int] = {}
     for sample in profile.samples:
         counts[sample.op] = counts.get(sample.op, 0) + 1
-    needed = {op for op in (*GEMM_OPS, *LINEAR_TERMS) if any(s.op == op and not s.held_out for s in profile.samples)}
+    needed = {op for op in (*MATRIX_OPS, *LINEAR_TERMS) if any(s.op == op and not s.held_out for s in profile.samples)}
     current = all(
         isinstance(fit, dict) and fit.get("law") == LAW and fit.get("num_samples") == counts.get(op)
         for op, fit in profile.fits.items()
@@ -99,7 +99,7 @@ def model_from_json(fits: Mapping[str, Any], profile: Profile) -> CostModel:
     ops: dict[str, OpFit] = {}
     for op, data in fits.items():
         try:
-            read = _gemm_from_json if op in GEMM_OPS else _linear_from_json
+            read = _gemm_from_json if op in MATRIX_OPS else _linear_from_json
             ops[op] = OpFit(
                 op,
                 tuple(read(op, row) for row in data["classes"]),  # type: ignore[arg-type]

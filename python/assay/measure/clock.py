@@ -36,15 +36,16 @@ class Timer:
     Parameters
     ----------
     calls
-        The same computation on different data of the same shape; at least one.
+        The same computation on different data of the same shape; at least one. Of an iterator every call is made once, in the
+        order in which they come: it should be endless.
     clock
         Nanoseconds, for tests.
     """
 
-    def __init__(self, calls: Sequence[Call], clock: Clock = perf_counter_ns) -> None:
+    def __init__(self, calls: Sequence[Call] | Iterator[Call], clock: Clock = perf_counter_ns) -> None:
         if not calls:
             raise ValueError("calls: expected at least one, got none")
-        self._next = cycle(calls).__next__
+        self._next = (calls if isinstance(calls, Iterator) else cycle(calls)).__next__
         self._clock = clock
         self._per_sample: int | None = None
         #: Seconds per call, one entry a sample.

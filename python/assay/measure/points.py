@@ -26,6 +26,15 @@ GEMM_SHAPES = {
 }
 
 
+#: Expert layers: (experts, top_k, hidden_size, intermediate_size).
+EXPERT_LAYERS = {
+    "olmoe": (64, 8, 2048, 1024),
+    "qwen3-30b-a3b": (128, 8, 2048, 768),
+    "gpt-oss-20b": (32, 4, 2880, 2880),
+    "mixtral": (8, 2, 4096, 14336),
+}
+
+
 @dataclass(frozen=True)
 class Point:
     """One thing to time: an op, its shape, how many threads."""
@@ -49,6 +58,9 @@ class Point:
             return f"{p['n']}x{p['k']}-g{p['group_size']}{kind}-m{p['m']}-t{self.threads}"
         if self.op == "moe_route":
             return f"t{p['tokens']}-e{p['num_experts']}-k{p['top_k']}-t{self.threads}"
+        if self.op == "moe_experts":
+            layer = f"{p['hidden_size']}x{p['intermediate_size']}-g{p['group_size']}"
+            return f"{layer}-t{p['tokens']}-k{p['top_k']}-d{p['distinct_experts']}-t{self.threads}"
         return f"{p['rule']}-b{p['batch']}-k{p['num_draft']}-v{p['vocab']}-t{self.threads}"
 
     @property
@@ -61,6 +73,10 @@ class Point:
             ) + 4.0 * p["m"] * (p["k"] + p["n"])
         if self.op == "moe_route":
             return 4.0 * p["tokens"] * (p["num_experts"] + 2 * p["top_k"])
+        if self.op == "moe_experts":
+            matrices = expert_matrices(p["hidden_size"], p["intermediate_size"])
+            weights = sum(packed_bytes(*nk, p["group_size"], p["symmetric"]) for nk in matrices)
+            return p["distinct_experts"] * weights + 8.0 * p["tokens"] * p["hidden_size"]
         return 4.0 * p["batch"] * (p["num_draft"] + 1) * p["vocab"]
 
     @property
@@ -71,7 +87,14 @@ class Point:
             return 2.0 * p["m"] * p["n"] * p["k"]
         if self.op == "moe_route":
             return float(p["tokens"] * p["num_experts"])
+        if self.op == "moe_experts":
+            return 6.0 * p["tokens"] * p["top_k"] * p["hidden_size"] * p["intermediate_size"]
         return float(p["batch"] * (p["num_draft"] + 1) * p["vocab"])
+
+
+def expert_matrices(hidden: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(N, K) of an expert's two packed matrices: gates and ups by turns of 16 columns, and the way down."""
+    return (32 * -(-width // 16), hidden), (hidden, width)
 
 
 def packed_bytes(n: int, k: int, group_size: int, symmetric: bool, bits: int = 4) -> float:
@@ -91,6 +114,17 @@ def _gemm(
 
 def _route(tokens: int, num_experts: int, top_k: int, threads: int, held_out: bool) -> Point:
     return Point("moe_route", threads, {"tokens": tokens, "num_experts": num_experts, "top_k": top_k}, held_out)
+
+
+def _experts(layer: str, tokens: int, threads: int, held_out: bool) -> Point:
+    """A layer that a batch of independent tokens goes through: as many experts as uniform routing touches."""
+    experts, top_k, hidden, width = EXPERT_LAYERS[layer]
+    touched = round(experts * (1.0 - (1.0 - top_k / experts) ** tokens))
+    params = {
+        "tokens": tokens, "top_k": top_k, "distinct_experts": touched, "hidden_size": hidden, "intermediate_size": width,
+        "group_size": 32, "symmetric": True,
+    }  # fmt: skip
+    return Point("moe_experts", threads, params, held_out)
 
 
 def _verify(batch: int, num_draft: int, vocab: int, rule: str, threads: int, held_out: bool) -> Point:
@@ -114,6 +148,7 @@ def grid(mode: str, threads: list[int]) -> list[Point]:
     for t in threads:
         points += _gemm_points(t, full)
         points += _route_points(t, full)
+        points += _expert_points(t, full)
         points += _verify_points(t, full)
     unique: dict[tuple[Any, ...], Point] = {}
     for point in points:
@@ -169,6 +204,14 @@ def _route_points(t: int, full: bool) -> list[Point]:
     points += [_route(n, 32, 4, t, True) for n in (1, 16, 128, 384)]
     points += [_route(n, 256, 8, t, True) for n in (2, 32)]
     return points
+
+
+def _expert_points(t: int, full: bool) -> list[Point]:
+    tokens = (1, 2, 4, 8, 16, 32, 64, 128, 256) if full else (1, 2, 4, 8, 32)
+    points = [_experts("olmoe", n, t, False) for n in tokens]
+    points += [_experts("mixtral", n, t, False) for n in ((1, 4, 16) if full else (1,))]
+    points += [_experts("qwen3-30b-a3b", n, t, True) for n in ((1, 3, 8, 24, 96) if full else (1, 4, 16))]
+    return points + [_experts("gpt-oss-20b", n, t, True) for n in ((1, 4, 16, 64) if full else (1, 8))]
 
 
 def _verify_points(t: int, full: bool) -> list[Point]:

@@ -15,11 +15,12 @@ from .. import __version__, machine, profile
 from ..cost import stored
 from ..errors import AssayError, ProfileError
 from ..ops import info
+from .arena import Arena
 from .clock import Timer
 from .points import Point, grid
 from .power import Meter
 from .roofs import Roofs
-from .workloads import Workloads, weights_key
+from .workloads import Workloads
 
 #: Seconds of measuring, and passes over the points that they are divided into at first.
 BUDGET_S = {"quick": 28.0, "full": 300.0}
@@ -228,16 +229,11 @@ class Run:
     def _measure(self, progress: Progress) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._report(progress, "roofs")
-        self._roofs = Roofs(self.machine, self.threads)
-        workloads = Workloads(self.machine, self.seed)
+        arena = Arena(self.machine, self.seed)
+        self._roofs = Roofs(self.machine, self.threads, arena)
+        workloads = Workloads(arena, self.seed)
         timers: dict[int, Timer] = {}
-        # Points without samples come first (when resuming); shape by shape where memory does not hold all weights.
-        queue = sorted(self._series, key=lambda s: s.times is not None)
-        tight = not workloads.fit(s.point for s in queue)
-        if tight:
-            keys = [weights_key(s.point) for s in queue]
-            queue.sort(key=lambda s: keys.index(weights_key(s.point)))
-        held = None
+        queue = sorted(self._series, key=lambda s: s.times is not None)  # when resuming, points without samples come first
         visit_s = self.budget_s / PASSES[self.mode] / max(len(self._series), 1)
         while True:
             begun = perf_counter()
@@ -248,14 +244,10 @@ class Run:
                     return
                 point = series.point
                 self._report(progress, f"{point.op} {point.label}")
-                if tight and weights_key(point) not in (held, None):
-                    held = weights_key(point)
-                    timers.clear()
-                    workloads.forget()
                 if i not in timers:
                     made = workloads.make(point)
                     series.variant = made.variant
-                    timers[i] = Timer(made.calls)
+                    timers[i] = Timer(made.rotation)
                 begun = perf_counter()
                 near = self._roofs.near(point.threads)
                 timer = timers[i]

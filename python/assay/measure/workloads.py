@@ -1,72 +1,64 @@
-"""A point as calls to time: data of the right shape, enough of it to come from DRAM, and the answer checked first."""
+"""A point as calls to time: data of the right shape that comes from DRAM, and the answer checked first."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count, cycle
 from typing import Any
 
 import numpy as np
 
 from .. import reference
 from ..errors import AssayError
-from ..machine import Machine, memory_bytes
-from ..ops import info, int4, int8, moe, speculative
+from ..ops import info, int4, int8, moe, moe_experts, speculative
+from .arena import Arena
 from .clock import Call
-from .points import Point, packed_bytes
+from .points import Point, expert_matrices, packed_bytes
 
 #: Columns of a GEMM that are computed by the reference too, before anything is timed.
 CHECKED_COLUMNS = 64
+#: Sets of chosen experts that the calls of an expert layer rotate through.
+ROUTES = 8
+KERNELS = {
+    "w4a8_gemm": "int4_gemm",
+    "w4a16_gemm": "int4_gemm",
+    "w8a8_gemm": "int8_gemm",
+    "moe_route": "moe_route",
+    "moe_experts": "int4_gemm",
+    "chain_verify": "spec_verify",
+}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The calls of one point and the kernel variant that they run."""
+    """The calls of one point, and the kernel variant that they run.
 
-    calls: list[Call]
+    Attributes
+    ----------
+    variant : str
+    rotation : iterator
+        Endless: the same computation on the next piece of the arena.
+    """
+
     variant: str
-
-
-def weights_key(point: Point) -> tuple[Any, ...] | None:
-    """What two GEMM points share that run on the same weights; None for the other ops."""
-    if not point.op.endswith("_gemm"):
-        return None
-    p = point.params
-    return p["n"], p["k"], p["group_size"], p["symmetric"], 8 if point.op == "w8a8_gemm" else 4
+    rotation: Iterator[Call]
 
 
 class Workloads:
-    """Makes workloads, keeping what is costly to make: packed weights (by shape) and one pool of logits.
+    """Makes workloads on one arena.
 
     Parameters
     ----------
-    machine
-        Its last-level cache decides how much data calls rotate through; its memory, at most an eighth of which is
-        used for one shape, and a quarter for all, how much at most.
+    arena
+        What weights and logits are pieces of.
     seed
-        Of the random weights, activations and logits.
-    rotate_bytes
-        How much data the calls of one point rotate through at least, instead of 2.5 last-level caches.
+        Of activations and choices.
     """
 
-    def __init__(self, machine: Machine, seed: int, rotate_bytes: float | None = None) -> None:
-        self._seed = seed
-        available = memory_bytes("MemAvailable") or 1 << 32
-        self._available_bytes = available
-        self._rotate_bytes = min(rotate_bytes or 2.5 * machine.last_level_cache_bytes, available / 8)
-        self._kernels = info.kernel_versions()
-        self._weights: dict[tuple[Any, ...], tuple[list[int4.PackedInt4], tuple[Any, ...]]] = {}
-        self._weights8: dict[tuple[Any, ...], tuple[list[int8.PackedInt8], tuple[Any, ...]]] = {}
-        self._pool: np.ndarray | None = None
-
-    def fit(self, points: Iterable[Point]) -> bool:
-        """Whether the weights of all these points may be held at once."""
-        keys = {key for key in map(weights_key, points) if key}
-        return sum(self._rotate_bytes + packed_bytes(*key) for key in keys) <= self._available_bytes / 4
-
-    def forget(self) -> None:
-        """Lets the weights go that no workload holds any more."""
-        self._weights.clear()
-        self._weights8.clear()
+    def __init__(self, arena: Arena, seed: int) -> None:
+        self._arena, self._seed = arena, seed
+        self._variants = info.kernel_versions()
+        self._drafts: dict[tuple[int, int, int], np.ndarray] = {}
 
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, *key])
@@ -79,87 +71,53 @@ class Workloads:
         AssayError
             The kernel's answer is not the reference's: naming op, variant and shape.
         """
-        makers: dict[str, tuple[str, Callable[[Point], list[Call]]]] = {
-            "w4a8_gemm": ("int4_gemm", self._gemm),
-            "w4a16_gemm": ("int4_gemm", self._gemm),
-            "w8a8_gemm": ("int8_gemm", self._gemm8),
-            "moe_route": ("moe_route", self._route),
-            "chain_verify": ("spec_verify", self._verify),
+        makers: dict[str, Callable[[Point], Iterator[Call]]] = {
+            "w4a8_gemm": self._gemm,
+            "w4a16_gemm": self._gemm,
+            "w8a8_gemm": self._gemm,
+            "moe_route": self._route,
+            "moe_experts": self._experts,
+            "chain_verify": self._verify,
         }
-        kernel, maker = makers[point.op]
-        variant = self._kernels[kernel]
+        variant = self._variants[KERNELS[point.op]]
         try:
-            return Workload(maker(point), variant)
+            return Workload(variant, makers[point.op](point))
         except AssertionError as exc:
             raise AssayError(f"{point.op} ({variant}) gave a wrong answer at {point.label}: {exc}") from exc
 
-    # ---- INT4 GEMM ----
+    # ---- matrix products ----
 
-    def _packed(
-        self, n: int, k: int, group_size: int, symmetric: bool
-    ) -> tuple[list[int4.PackedInt4], tuple[Any, ...]]:
-        """Copies of one matrix, together larger than the cache, and the first columns' unpacked weights."""
-        key = (n, k, group_size, symmetric)
-        if key not in self._weights:
-            rng = self._rng(n, k, group_size)
-            qweight = rng.integers(0, 256, (n, k // 2), dtype=np.uint8)
-            scales = rng.uniform(0.005, 0.02, (n, k // group_size)).astype(np.float16)
-            zeros = None if symmetric else rng.integers(0, 16, scales.shape, dtype=np.uint8)
-            first = int4.pack(qweight, scales, zeros, group_size=group_size)
-            copies = [first]
-            while sum(w.nbytes for w in copies) < self._rotate_bytes:
-                data = int4.aligned_empty(first.nbytes)
-                data[:] = first.data
-                copies.append(int4.PackedInt4(n, k, group_size, symmetric, data))
-            head = slice(0, min(CHECKED_COLUMNS, n))
-            self._weights[key] = (copies, (qweight[head], scales[head], None if zeros is None else zeros[head]))
-        return self._weights[key]
+    def _gemm(self, point: Point) -> Iterator[Call]:
+        p, threads = point.params, point.threads
+        m, n, k, group_size, symmetric = (p[name] for name in ("m", "n", "k", "group_size", "symmetric"))
+        gemm: Callable[..., Any] = {
+            "w4a8_gemm": int4.w4a8_gemm, "w4a16_gemm": int4.w4a16_gemm, "w8a8_gemm": int8.w8a8_gemm,
+        }[point.op]  # fmt: skip
+        bits = 8 if point.op == "w8a8_gemm" else 4
+        nbytes = int(packed_bytes(n, k, group_size, symmetric, bits))
 
-    def _gemm(self, point: Point) -> list[Call]:
-        p = point.params
-        copies, head = self._packed(p["n"], p["k"], p["group_size"], p["symmetric"])
-        a16 = point.op == "w4a16_gemm"
-        gemm = int4.w4a16_gemm if a16 else int4.w4a8_gemm
-        a = self._rng(p["m"], p["k"]).standard_normal((p["m"], p["k"]), dtype=np.float32)
-        out = np.empty((p["m"], p["n"]), np.float32)
-        gemm(a, copies[0], out, num_threads=point.threads)
-        rows = min(p["m"], 2)  # a row's bits do not depend on the others: two stand for all
-        naive = reference.w4a16_gemm if a16 else reference.w4a8_gemm
-        qweight, scales, zeros = head
-        want = naive(a[:rows], qweight, scales, zeros, p["group_size"])
-        np.testing.assert_allclose(out[:rows, : want.shape[1]], want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
-        return [partial(gemm, a, w, out, num_threads=point.threads) for w in copies]
+        def matrix(data: np.ndarray, columns: int) -> Any:
+            if bits == 8:
+                return int8.PackedInt8(columns, k, group_size, data)
+            return int4.PackedInt4(columns, k, group_size, symmetric, data)
 
-    def _packed8(self, n: int, k: int, group_size: int) -> tuple[list[int8.PackedInt8], tuple[Any, ...]]:
-        """As :meth:`_packed`, for int8 weights."""
-        key = (n, k, group_size)
-        if key not in self._weights8:
-            rng = self._rng(n, k, group_size)
-            qweight = rng.integers(-127, 128, (n, k), dtype=np.int8)
-            scales = rng.uniform(0.0005, 0.002, (n, k // group_size)).astype(np.float16)
-            copies = [int8.pack_int8(qweight, scales)]
-            while sum(w.nbytes for w in copies) < self._rotate_bytes:
-                data = int4.aligned_empty(copies[0].nbytes)
-                data[:] = copies[0].data
-                copies.append(int8.PackedInt8(n, k, group_size, data))
-            head = slice(0, min(CHECKED_COLUMNS, n))
-            self._weights8[key] = (copies, (qweight[head], scales[head]))
-        return self._weights8[key]
+        a = self._rng(m, k).standard_normal((m, k), dtype=np.float32)
+        out = np.zeros((m, n), np.float32)
+        data = self._arena.take(nbytes)
+        gemm(a, matrix(data, n), out, num_threads=threads)
+        # Tiles of columns lie one behind the other: the first two are a matrix of their own. Two rows stand for all, since a
+        # row's bits do not depend on the others.
+        columns = min(n, CHECKED_COLUMNS)
+        head = data[: int(packed_bytes(columns, k, group_size, symmetric, bits))]
+        want = getattr(reference, point.op)(a[:2], *matrix(head, columns).unpack(), group_size)
+        np.testing.assert_allclose(out[:2, :columns], want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
+        weights = (matrix(self._arena.take(nbytes), n) for _ in count())
+        return (partial(gemm, a, w, out, num_threads=threads) for w in weights)
 
-    def _gemm8(self, point: Point) -> list[Call]:
-        p = point.params
-        copies, head = self._packed8(p["n"], p["k"], p["group_size"])
-        a = self._rng(p["m"], p["k"]).standard_normal((p["m"], p["k"]), dtype=np.float32)
-        out = np.empty((p["m"], p["n"]), np.float32)
-        int8.w8a8_gemm(a, copies[0], out, num_threads=point.threads)
-        qweight, scales = head
-        want = reference.w8a8_gemm(a[:2], qweight, scales, p["group_size"])
-        np.testing.assert_allclose(out[:2, : want.shape[1]], want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
-        return [partial(int8.w8a8_gemm, a, w, out, num_threads=point.threads) for w in copies]
+    # ---- experts ----
 
-    # ---- routing ----
-
-    def _route(self, point: Point) -> list[Call]:
+    def _route(self, point: Point) -> Iterator[Call]:
+        """The same logits each time: in a model they have just been written, and lie in the cache."""
         p = point.params
         logits = self._rng(p["tokens"], p["num_experts"]).standard_normal(
             (p["tokens"], p["num_experts"]), dtype=np.float32
@@ -168,36 +126,84 @@ class Workloads:
         want = reference.moe_route(logits, p["top_k"], True)
         np.testing.assert_array_equal(got.topk_ids, want[1])
         np.testing.assert_allclose(got.topk_weights, want[0], rtol=1e-5)
-        return [partial(moe.moe_route, logits, p["top_k"], num_threads=point.threads)]
+        return cycle([partial(moe.moe_route, logits, p["top_k"], num_threads=point.threads)])
+
+    def _experts(self, point: Point) -> Iterator[Call]:
+        """Tokens spread as evenly as can be over the experts that the call touches; others it has none, since they cost nothing."""
+        p = point.params
+        hidden, width, touched = p["hidden_size"], p["intermediate_size"], p["distinct_experts"]
+        shape = moe_experts.ExpertsShape(touched, hidden, width)
+        known = (p["group_size"], p["symmetric"])
+        up, down = (int(packed_bytes(*nk, *known)) for nk in expert_matrices(hidden, width))
+        rng = self._rng(p["tokens"], touched, hidden)
+        # Small, so that gates stay in the range that an activation is made for.
+        x = 1e-3 * rng.standard_normal((p["tokens"], hidden), dtype=np.float32)
+        weights = np.full((p["tokens"], p["top_k"]), 1.0 / p["top_k"], np.float32)
+        slots = np.arange(weights.size).reshape(weights.shape) % touched
+        out = np.zeros_like(x)
+
+        def layer() -> moe_experts.PackedExperts:
+            data = self._arena.take(touched * (up + down))
+            gate_up, rest = data[: touched * up].reshape(touched, up), data[touched * up :].reshape(touched, down)
+            return moe_experts.PackedExperts(shape, gate_up, known, None, rest, known, None)
+
+        def ids() -> np.ndarray:
+            return rng.permutation(touched).astype(np.int32)[slots]
+
+        self._check_experts(layer(), x[:1], ids()[:1], weights[:1], point.threads)
+        routes = cycle([ids() for _ in range(ROUTES)])
+        layers = (layer() for _ in count())
+        return (
+            partial(moe_experts.moe_experts, x, next(routes), weights, w, out, num_threads=point.threads) for w in layers
+        )
+
+    def _check_experts(self, layer: Any, x: np.ndarray, ids: np.ndarray, weights: np.ndarray, threads: int) -> None:
+        """One token, by the package's own products and a plain activation: those are checked against the reference."""
+        got = moe_experts.moe_experts(x, ids, weights, layer, num_threads=threads)
+        want = np.zeros_like(got)
+        for expert, weight in zip(ids[0], weights[0], strict=True):
+            up, down = layer.expert(int(expert))
+            tiles = int4.w4a8_gemm(x, up).reshape(-1, 2, 16)
+            gate, value = tiles[:, 0].ravel(), tiles[:, 1].ravel()
+            hidden = (gate / (1.0 + np.exp(-gate)) * value)[None, : down.k].astype(np.float32)
+            want += weight * int4.w4a8_gemm(hidden, down)
+        # The activation's last bit may round another way, and with it a code of an int8 activation: 1/127 of a group's range.
+        np.testing.assert_allclose(got, want, rtol=0.02, atol=0.02 * float(np.abs(want).max()))
 
     # ---- chain verification ----
 
-    def _rotated_logits(self, rows: int, vocab: int) -> list[np.ndarray]:
-        """Views of one pool of noise, larger than the cache in all, one a call."""
-        size = rows * vocab
-        if self._pool is None or self._pool.size < 2 * size:
-            wanted = max(int(self._rotate_bytes // 4), 2 * size)
-            self._pool = self._rng(7).standard_normal(wanted, dtype=np.float32)
-        starts = range(0, self._pool.size - size + 1, size)
-        return [self._pool[at : at + size].reshape(rows, vocab) for at in starts]
+    def _greedy(self, rows: int, vocab: int) -> np.ndarray:
+        """The largest logit of every row of every slot of the arena's period, int32 [slots, rows]."""
+        slots = self._arena.slots(4 * rows * vocab)
+        key = (slots, rows, vocab)
+        if key not in self._drafts:
+            noise = self._arena.period[: slots * rows * vocab]
+            self._drafts[key] = noise.reshape(slots, rows, vocab).argmax(-1).astype(np.int32)
+        return self._drafts[key]
 
-    def _verify(self, point: Point) -> list[Call]:
+    def _verify(self, point: Point) -> Iterator[Call]:
         """Every draft is accepted, so that each of the K + 1 rows is read."""
         p = point.params
-        batch, draft = p["batch"], p["num_draft"]
-        logits = self._rotated_logits(batch * (draft + 1), p["vocab"])
-        drafts = [rows.reshape(batch, draft + 1, -1).argmax(-1).astype(np.int32)[:, :draft].ravel() for rows in logits]
+        batch, draft, vocab = p["batch"], p["num_draft"], p["vocab"]
+        best = self._greedy(batch * (draft + 1), vocab)
         cu = np.arange(0, batch * draft + 1, draft, dtype=np.int32) if draft else np.zeros(batch + 1, np.int32)
         uniforms = np.full(batch * (draft + 2), 0.5)
         uniforms.reshape(batch, draft + 2)[:, :draft] = 1e-12
         options: dict[str, Any] = {
             "temperature": 0.0 if p["rule"] == "greedy" else 1.0, "rule": p["rule"], "uniforms": uniforms,
         }  # fmt: skip
-        got = speculative.verify_chain(logits[0], drafts[0], cu, **options, num_threads=point.threads)
+
+        def arguments() -> tuple[np.ndarray, np.ndarray]:
+            slot, piece = self._arena.take_slot(4 * batch * (draft + 1) * vocab)
+            ids = np.ascontiguousarray(best[slot].reshape(batch, draft + 1)[:, :draft]).ravel()
+            return piece.view(np.float32).reshape(batch * (draft + 1), vocab), ids
+
+        rows, ids = arguments()
+        got = speculative.verify_chain(rows, ids, cu, **options, num_threads=point.threads)
         assert (np.asarray(got.num_accepted) == draft).all(), f"accepted {got.num_accepted} of {draft}"
-        want = speculative.verify_chain(logits[0], drafts[0], cu, **options, backend="reference")
+        want = speculative.verify_chain(rows, ids, cu, **options, backend="reference")
         np.testing.assert_array_equal(got.output_token_ids, want.output_token_ids)
-        return [
-            partial(speculative.verify_chain, rows, ids, cu, **options, num_threads=point.threads)
-            for rows, ids in zip(logits, drafts, strict=True)
-        ]
+        return (
+            partial(speculative.verify_chain, *given, cu, **options, num_threads=point.threads)
+            for given in (arguments() for _ in count())
+        )
