@@ -12,6 +12,14 @@ TOKENS = (1, 2, 4, 8, 16, 32, 64, 256, 1024)
 TURNS = 6
 
 
+OPS = ("moe_experts",)
+
+
+def test_point(point, time_point):
+    """The points of a calibration."""
+    time_point(point)
+
+
 @pytest.fixture(scope="module", params=LAYERS)
 def layer(request):
     return request.param, random_experts(request.param, np.random.default_rng(0))

@@ -13,8 +13,8 @@ def _record(benchmark, roof: str, unit: str, work: float, threads: int) -> None:
 
 
 @pytest.mark.benchmark(group="dram_read")
-def test_dram_read(benchmark, roofs, threads):
-    buffer = roofs.buffer
+def test_dram_read(benchmark, arena, threads):
+    buffer = arena.data
     benchmark.pedantic(probe.read_bandwidth, (buffer, threads), rounds=7, warmup_rounds=1)
     _record(benchmark, "dram_read", "bytes_per_s", buffer.nbytes, threads)
 

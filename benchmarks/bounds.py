@@ -14,15 +14,16 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from assay import machine
+from assay.measure.arena import Arena
 from assay.measure.clock import Timer
-from assay.measure.points import Point
-from assay.measure.roofs import read_buffer
+from assay.measure.points import Point, packed_bytes
 from assay.measure.workloads import Workloads
 from assay.ops import info, probe
 from assay.report.progress import Progress
@@ -60,7 +61,7 @@ class DramProbes:
     """Every way of reading memory that there is here; the best median is the roof."""
 
     def __init__(self, here: machine.Machine) -> None:
-        self._buffer = read_buffer(here)
+        self._buffer = Arena(here, nbytes=4 * here.last_level_cache_bytes).data
         isas = [v["isa"] for v in info.variants() if v["op"] == "probe" and v["supported"] and v["compiled"]]
         self._isas = [isa for isa in isas if isa != "scalar"] or isas
         self._at = 0
@@ -79,14 +80,24 @@ class DramProbes:
         return found
 
 
+def c_timers(
+    here: machine.Machine, threads: int, shape: dict[str, Any], rows: list[int], seed: int
+) -> dict[int, Timer]:
+    """By M: the C function on a matrix of which there are more copies than eight last-level caches hold."""
+    arena = Arena(here, seed, max(8.25 * here.last_level_cache_bytes, 264e6))
+    workloads = Workloads(arena, seed)
+    points = [Point("w4a8_gemm", threads, {"m": m, **shape}) for m in rows]
+    copies = max(1, int(arena.data.nbytes // packed_bytes(*shape.values())))
+    made = {p.params["m"]: islice(workloads.make(p).rotation, copies) for p in points}
+    return {m: Timer([c_call("w4a8", call) for call in calls]) for m, calls in made.items()}
+
+
 def measure(config: dict[str, Any], rows: list[int], passes: int, probes: DramProbes, seed: int) -> dict[str, Any]:
     """Seconds a call by M, one entry a pass; and the roofs, one entry a pass."""
     here = machine.describe()
-    workloads = Workloads(here, seed, rotate_bytes=max(8.25 * here.last_level_cache_bytes, 264e6))
     threads = config["threads"]
     shape = {key: config[key] for key in ("n", "k", "group_size", "symmetric")}
-    made = {m: workloads.make(Point("w4a8_gemm", threads, {"m": m, **shape})).calls for m in rows}
-    timers = {m: Timer([c_call("w4a8", call) for call in calls]) for m, calls in made.items()}
+    timers = c_timers(here, threads, shape, rows, seed)
     size = int(weight_bytes(**shape))
     times: dict[int, list[float]] = {m: [] for m in rows}
     dram: dict[str, list[float]] = {}

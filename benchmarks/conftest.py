@@ -14,6 +14,7 @@ import pytest
 
 import assay
 from assay import machine
+from assay.measure.arena import Arena
 from assay.measure.clock import Timer, quiet
 from assay.measure.points import Point, grid
 from assay.measure.roofs import Roofs
@@ -84,13 +85,18 @@ def here():
 
 
 @pytest.fixture(scope="session")
-def workloads(here, pytestconfig):
-    return Workloads(here, pytestconfig.getoption("--seed"))
+def arena(here, pytestconfig):
+    return Arena(here, pytestconfig.getoption("--seed"))
 
 
 @pytest.fixture(scope="session")
-def roofs(here):
-    found = Roofs(here, thread_counts())
+def workloads(arena, pytestconfig):
+    return Workloads(arena, pytestconfig.getoption("--seed"))
+
+
+@pytest.fixture(scope="session")
+def roofs(here, arena):
+    found = Roofs(here, thread_counts(), arena)
     for _ in range(3):
         found.measure()
     return found
@@ -103,6 +109,8 @@ def group_of(point: Point) -> str:
         return f"{point.op} {p['n']}x{p['k']} g{p['group_size']}{'' if p['symmetric'] else ' asym'}"
     if point.op == "moe_route":
         return f"{point.op} {p['num_experts']} experts, top {p['top_k']}"
+    if point.op == "moe_experts":
+        return f"{point.op} {p['hidden_size']}x{p['intermediate_size']}, top {p['top_k']}"
     return f"{point.op} {p['rule']} {p['vocab']}"
 
 
@@ -112,7 +120,7 @@ def time_point(benchmark, workloads, roofs):
 
     def run(point: Point) -> None:
         work = workloads.make(point)
-        timer = Timer(work.calls)
+        timer = Timer(work.rotation)
         near = roofs.near(point.threads)
         with quiet():
             calls, sample_s = timer.calibrate()

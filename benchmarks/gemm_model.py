@@ -13,14 +13,11 @@ import statistics
 from typing import Any
 
 from assay import machine
-from assay.measure.clock import Timer
-from assay.measure.points import Point
-from assay.measure.workloads import Workloads
+from assay.measure.points import packed_bytes
 from assay.ops import probe
 from assay.report.progress import Progress
 from assay.report.table import Column, number, percent, render, seconds, yes_no
-from bounds import DramProbes
-from peers.ours import c_call
+from bounds import DramProbes, c_timers
 
 COLUMNS = [
     Column("shape", "N x K"),
@@ -48,10 +45,8 @@ def rows_of(config: dict[str, Any], rows: list[int], passes: int, probes: DramPr
     here = machine.describe()
     threads, n, k = config["threads"], config["n"], config["k"]
     shape = {key: config[key] for key in ("n", "k", "group_size", "symmetric")}
-    work = Workloads(here, 0, rotate_bytes=max(8.25 * here.last_level_cache_bytes, 264e6))
-    made = {m: work.make(Point("w4a8_gemm", threads, {"m": m, **shape})).calls for m in rows}
-    timers = {m: Timer([c_call("w4a8", call) for call in calls]) for m, calls in made.items()}
-    packed = next(iter(made.values()))[0].args[1].nbytes
+    timers = c_timers(here, threads, shape, rows, 0)
+    packed = int(packed_bytes(*shape.values()))
     dram: dict[str, list[float]] = {}
     peaks: list[float] = []
     times: dict[int, list[float]] = {m: [] for m in rows}

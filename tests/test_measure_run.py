@@ -9,7 +9,7 @@ import pytest
 
 from assay import machine, profile
 from assay.errors import AssayError
-from assay.measure import clock, roofs, run, workloads
+from assay.measure import arena, clock, roofs, run, workloads
 from assay.measure.points import Point
 
 
@@ -28,6 +28,13 @@ def small_points():
             for experts, top_k, held_out in ((8, 2, False), (64, 8, False), (32, 4, True)):
                 params = {"tokens": tokens, "num_experts": experts, "top_k": top_k}
                 found.append(Point("moe_route", t, params, held_out))
+        for tokens, distinct in ((1, 2), (4, 6), (16, 8)):
+            for hidden, held_out in ((64, False), (128, False), (96, True)):
+                params = {
+                    "tokens": tokens, "top_k": 2, "distinct_experts": distinct, "hidden_size": hidden,
+                    "intermediate_size": 64, "group_size": 32, "symmetric": True,
+                }  # fmt: skip
+                found.append(Point("moe_experts", t, params, held_out))
         for rule in ("greedy", "rejection"):
             for vocab, held_out in ((1000, False), (4000, False), (2000, True)):
                 for batch, drafts in ((1, 0), (1, 4), (2, 3)):
@@ -40,7 +47,7 @@ def make_machine_small(monkeypatch):
     """A machine with a small cache, so that little data is rotated through."""
     real = machine.describe
     monkeypatch.setattr(machine, "describe", lambda isa=(): dataclasses.replace(real(isa), l3_bytes=1 << 20))
-    monkeypatch.setattr(roofs, "MIN_BUFFER_BYTES", 32 << 20)
+    monkeypatch.setattr(arena, "MIN_BYTES", 32 << 20)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +56,7 @@ def small_machine(monkeypatch):
 
 
 def new_run(path, **options):
-    options = {"budget_s": 1.0, "points": small_points(), **options}
+    options = {"budget_s": 2.0, "points": small_points(), **options}
     return run.Run(
         options.pop("mode", "quick"), options.pop("threads", [1, 2]), options.pop("seed", 0), path, **options
     )
@@ -89,9 +96,10 @@ def test_a_run_writes_a_profile_that_loads(tmp_path):
         point = points[Point(sample.op, sample.threads, dict(sample.params)).key]
         assert (sample.bytes, sample.ops, sample.held_out) == (point.bytes, point.ops, point.held_out)
         assert set(sample.roof_near) == {"dram_read", "int8_peak"}
-        assert len(sample.time_s) >= 3
+        assert sample.time_s
+    assert np.median([len(s.time_s) for s in again.samples]) >= 3, "a first call may last longer than its whole visit"
     assert {(r.name, r.threads) for r in again.roofs} == {(n, t) for n in profile.ROOF_UNITS for t in (1, 2)}
-    assert set(again.fits) == {"w4a8_gemm", "w4a16_gemm", "moe_route", "chain_verify"}
+    assert set(again.fits) == {"w4a8_gemm", "w4a16_gemm", "moe_experts", "moe_route", "chain_verify"}
     assert again.accuracy["w4a8_gemm"]["n"] >= 4
     assert sum(told) == pytest.approx(again.settings["measured_s"], abs=0.01), "progress counts what was measured"
 
@@ -255,23 +263,6 @@ def test_two_threads_on_one_core_are_noticed(tmp_path, monkeypatch):
     assert made.settings["notes"] == []
 
 
-def test_little_memory_goes_shape_by_shape(tmp_path, monkeypatch):
-    monkeypatch.setattr(workloads, "memory_bytes", lambda key: 8 << 20)
-    most = 0
-    real = workloads.Workloads._packed
-
-    def packed(self, *key):
-        nonlocal most
-        made = real(self, *key)
-        most = max(most, len(self._weights))
-        return made
-
-    monkeypatch.setattr(workloads.Workloads, "_packed", packed)
-    made = new_run(tmp_path / "p.json").measure(nothing)
-    assert most == 1
-    assert len(made.samples) == len(small_points())
-
-
 def test_order_is_seeded():
     def order(seed):
         return [s.point.label for s in new_run("unused", seed=seed)._series]
@@ -279,14 +270,6 @@ def test_order_is_seeded():
     assert order(3) == order(3)
     assert order(3) != order(4)
     assert sorted(order(3)) == sorted(order(4))
-
-
-def test_roofs_read_more_than_the_cache():
-    here = dataclasses.replace(machine.describe(), l3_bytes=20 << 20)
-    buffer = roofs.read_buffer(here)
-    assert buffer.nbytes >= 4 * here.last_level_cache_bytes
-    assert buffer.nbytes % roofs.SLICE_BYTES == 0
-    assert np.all(buffer[:: 1 << 20] == 1), "every page is really there: the zero page would be read from cache"
 
 
 @pytest.mark.parametrize(

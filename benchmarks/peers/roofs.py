@@ -3,6 +3,7 @@
 import statistics
 
 from assay import machine
+from assay.measure.arena import Arena
 from assay.measure.roofs import Roofs
 from assay.ops import probe
 
@@ -13,7 +14,8 @@ class Reader:
     """DRAM and cache bandwidth, int8 peak."""
 
     def __init__(self) -> None:
-        self._roofs = Roofs(machine.describe(), [1])
+        here = machine.describe()
+        self._roofs = Roofs(here, [1], Arena(here))
 
     def versions(self) -> dict[str, str]:
         return {}

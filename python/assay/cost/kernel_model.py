@@ -195,7 +195,12 @@ class CostModel:
                 notes.append((text, everywhere))
                 widen += math.log(1.25)
         for value, low, high, text in (
-            (product.rows, chosen.m[0], chosen.m[-1], f"M outside the calibrated {chosen.m[0]:g} to {chosen.m[-1]:g} of {op}"),
+            (
+                product.rows,
+                chosen.m[0],
+                chosen.m[-1],
+                f"M outside the calibrated {chosen.m[0]:g} to {chosen.m[-1]:g} of {op}",
+            ),
             (
                 product.weights,
                 chosen.nk_low / RANGE_SLACK,

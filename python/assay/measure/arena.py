@@ -10,7 +10,7 @@ import mmap
 import numpy as np
 
 from ..machine import Machine, memory_bytes
-from ..ops._gemm import aligned_empty
+from ..ops.int4 import aligned_empty
 
 #: How many last-level caches the arena is, and how small it may not be: a cache may be larger than it is said to be, as in a
 #: virtual machine.
@@ -94,10 +94,10 @@ def _fill(period: np.ndarray, seed: int) -> np.ndarray:
     """Noise into uint8 memory; the float32 view of it."""
     noise = period[: period.nbytes // 4 * 4].view(np.float32)
     np.random.default_rng([seed, 7]).standard_normal(out=noise, dtype=np.float32)
+    # The high half of a float32 of 2^-15 to 8 in size is a float16 of 0.5 to 4 already; the few smaller ones are set to 1.
+    noise[np.abs(noise) < 2.0**-15] = 1.0
     words = noise.view(np.uint32)
-    # The low half as a float16: exponent 8 to 15 of 31, so 2^-7 to 2. The high half is one of 1 to 4 (or far smaller floats'
-    # neighbours) already, since a normal number is seldom below 2^-15 in size; those few are set to 1.
+    # The low half as a float16: exponent 8 to 15 of 31, so 2^-7 to 2.
     words &= np.uint32(0xFFFFBFFF)
     words |= np.uint32(0x00002000)
-    noise[np.abs(noise) < 2.0**-15] = 1.0
     return noise

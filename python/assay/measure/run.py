@@ -233,7 +233,9 @@ class Run:
         self._roofs = Roofs(self.machine, self.threads, arena)
         workloads = Workloads(arena, self.seed)
         timers: dict[int, Timer] = {}
-        queue = sorted(self._series, key=lambda s: s.times is not None)  # when resuming, points without samples come first
+        queue = sorted(
+            self._series, key=lambda s: s.times is not None
+        )  # when resuming, points without samples come first
         visit_s = self.budget_s / PASSES[self.mode] / max(len(self._series), 1)
         while True:
             begun = perf_counter()

@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from ..profile import Profile, Sample
+from ..cost.laws import product_of
+from ..profile import MATRIX_OPS, Profile, Sample
 
 #: From this many rows a GEMM is measured against the int8 (w4a16: float32) peak, below it against DRAM.
 COMPUTE_ROWS = 32
@@ -22,11 +23,11 @@ def roof_rows(profile: Profile) -> list[dict[str, Any]]:
 def point_roof(op: str, params: Mapping[str, Any], moved_bytes: float, ops: float) -> tuple[str, float]:
     """The roof that a point is held against, and its work in that roof's unit.
 
-    A GEMM of `COMPUTE_ROWS` rows and more: the int8 (w4a16: float32) peak, of fewer: DRAM. Routing: the cache, in which
-    its logits lie. Verification: DRAM.
+    A GEMM of `COMPUTE_ROWS` rows and more (experts: rows each): the int8 (w4a16: float32) peak, of fewer: DRAM. Routing: the
+    cache, in which its logits lie. Verification: DRAM.
     """
-    if op.endswith("_gemm"):
-        if params["m"] >= COMPUTE_ROWS:
+    if op in MATRIX_OPS:
+        if product_of(op, params).rows[0] >= COMPUTE_ROWS:
             return ("fp32_peak" if op == "w4a16_gemm" else "int8_peak"), ops
         return "dram_read", moved_bytes
     return ("llc_read" if op == "moe_route" else "dram_read"), moved_bytes

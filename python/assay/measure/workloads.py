@@ -154,7 +154,8 @@ class Workloads:
         routes = cycle([ids() for _ in range(ROUTES)])
         layers = (layer() for _ in count())
         return (
-            partial(moe_experts.moe_experts, x, next(routes), weights, w, out, num_threads=point.threads) for w in layers
+            partial(moe_experts.moe_experts, x, next(routes), weights, w, out, num_threads=point.threads)
+            for w in layers
         )
 
     def _check_experts(self, layer: Any, x: np.ndarray, ids: np.ndarray, weights: np.ndarray, threads: int) -> None:
