@@ -278,3 +278,47 @@ def test_order_is_seeded():
 )
 def test_roofs_are_read_at_the_powers_of_two_as_well(threads, counts):
     assert roofs.thread_counts(threads) == counts
+
+
+def test_a_full_run_goes_on_where_the_model_is_least_sure(tmp_path, monkeypatch):
+    """Of two routers that may be added, one lies in the grid's range and one far outside; and a width lies between two."""
+    extra = [gemm(6, 256, 256, 1), gemm(3, 256, 256, 2)]
+    extra += [Point("moe_route", 1, {"tokens": 16, "num_experts": 16, "top_k": 4})]
+    known = small_points()[0]
+    monkeypatch.setattr(run, "candidates", lambda threads: [known, *extra])
+    monkeypatch.setattr(run, "TARGET_DEVIATION", 0.0)
+    made = new_run(tmp_path / "p.json", mode="full", budget_s=3.0).measure(nothing)
+    keys = [Point(s.op, s.threads, dict(s.params)).key for s in made.samples]
+    assert len(set(keys)) == len(keys), "nothing is measured twice"
+    assert set(keys) == {p.key for p in small_points() + extra}
+    assert made.settings["refinement"]["points"] == len(extra)
+    assert made.settings["refinement"]["largest_deviation"] > 0
+    assert not any(s.held_out for s, key in zip(made.samples, keys, strict=True) if key in {p.key for p in extra})
+
+
+def test_a_full_run_that_is_sure_enough_stops_before_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "candidates", lambda threads: [gemm(6, 256, 256, 1)])
+    monkeypatch.setattr(run, "TARGET_DEVIATION", 100.0)
+    made = new_run(tmp_path / "p.json", mode="full", budget_s=3.0).measure(nothing)
+    assert made.settings["refinement"]["points"] == 0
+    assert len(made.samples) == len(small_points())
+    assert made.settings["measured_s"] < 2.9
+
+
+def test_added_points_survive_an_interruption(tmp_path, monkeypatch):
+    path = tmp_path / "p.json"
+    extra = [gemm(m, 256, 256, 1) for m in (3, 5, 6)]
+    monkeypatch.setattr(run, "candidates", lambda threads: extra)
+    monkeypatch.setattr(run, "TARGET_DEVIATION", 0.0)
+
+    def at_the_second_added(seconds, what):
+        if what == f"w4a8_gemm {extra[1].label}":
+            raise KeyboardInterrupt
+
+    with pytest.raises(run.InterruptedRunError):
+        new_run(path, mode="full", budget_s=3.0).measure(at_the_second_added)
+    kept = len(profile.load(run.partial_path(path)).samples)
+    again = new_run(path, mode="full", budget_s=3.0)
+    assert again.resume().startswith(f"going on from {kept} points")
+    made = again.measure(nothing)
+    assert {Point(s.op, s.threads, dict(s.params)).key for s in made.samples} >= {p.key for p in extra}

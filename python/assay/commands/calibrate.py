@@ -105,6 +105,12 @@ def _print(made: Any, path: str, fmt: str) -> None:
     print(render(ops, op_columns, fmt))
     for note in made.settings["notes"]:
         print(f"warning: {note}")
+    if refined := made.settings.get("refinement"):
+        print(
+            f"{refined['points']} points were added where the model was least sure: at most"
+            f" {percent(refined['largest_deviation'])} (one standard deviation of time) before the last of them, wanted"
+            f" {percent(refined['target_deviation'])}"
+        )
     if "power" in made.machine.extra:
         from assay.measure.power import describe
 

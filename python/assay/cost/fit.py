@@ -131,16 +131,18 @@ def _fit_linear_class(samples: Sequence[Sample]) -> LinearClass:
     )
 
 
-def _class_key(sample: Sample) -> tuple[str, int, Any, Any]:
+def class_key(sample: Sample) -> tuple[str, int, Any, Any]:
+    """What samples of one op share that one law is fitted to."""
     if sample.op in MATRIX_OPS:
         return sample.variant, sample.threads, group_class(sample.params), bool(sample.params["symmetric"])
     return sample.variant, sample.threads, sample.params.get("rule", ""), None
 
 
-def _fit_classes(op: str, samples: Sequence[Sample], roofs: Roofs) -> tuple[Any, ...]:
+def fit_classes(op: str, samples: Sequence[Sample], roofs: Roofs) -> tuple[Any, ...]:
+    """The laws of one op's classes, in the order of their keys."""
     by_class: dict[tuple[str, int, Any, Any], list[Sample]] = {}
     for sample in samples:
-        by_class.setdefault(_class_key(sample), []).append(sample)
+        by_class.setdefault(class_key(sample), []).append(sample)
     ordered = [by_class[key] for key in sorted(by_class, key=repr)]
     if op in MATRIX_OPS:
         return tuple(_fit_gemm_class(group, roofs) for group in ordered)
@@ -204,9 +206,9 @@ def _left_out_errors(op: str, samples: Sequence[Sample], roofs: Roofs) -> list[f
         rest = [s for s in samples if id(s) not in left]
         if not rest:
             continue
-        fit = OpFit(op, _fit_classes(op, rest, roofs), 0.0, "", len(rest))
-        known = {_class_key(s) for s in rest}
-        errors += [_log_error(s, fit, roofs) for s in fold if _class_key(s) in known]
+        fit = OpFit(op, fit_classes(op, rest, roofs), 0.0, "", len(rest))
+        known = {class_key(s) for s in rest}
+        errors += [_log_error(s, fit, roofs) for s in fold if class_key(s) in known]
     return errors
 
 
@@ -229,7 +231,7 @@ def _accuracy(errors: Sequence[float], raw: Sequence[float], source: str, spread
 def _fit_op(op: str, samples: Sequence[Sample], roofs: Roofs) -> tuple[OpFit, dict[str, Any]]:
     fitted = [s for s in samples if not s.held_out]
     held_out = [s for s in samples if s.held_out]
-    bare = OpFit(op, _fit_classes(op, fitted, roofs), 0.0, "", len(samples))
+    bare = OpFit(op, fit_classes(op, fitted, roofs), 0.0, "", len(samples))
     errors = [_log_error(s, bare, roofs) for s in held_out]
     raw = [_log_error(s, bare, roofs, near=False) for s in held_out]
     source = "held-out"

@@ -156,10 +156,31 @@ def grid(mode: str, threads: list[int]) -> list[Point]:
     return list(unique.values())
 
 
+def candidates(threads: list[int]) -> list[Point]:
+    """What a full calibration may measure besides its grid, where its model is least sure; never a shape that is held out."""
+    widths = (*range(1, 17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512)
+    shapes = ("llama-8b-attn", "gemma-270m-ffn", "olmoe-attn", "gemma-270m-kv", "llama-8b-down")
+    batches = ((1, 0), (1, 1), (1, 4), (1, 8), (2, 2), (4, 0), (4, 4), (8, 1), (16, 1), (32, 0))
+    found = []
+    for t in threads:
+        found += [_gemm(op, shape, m, t, False) for op in GEMM_OPS for shape in shapes for m in widths]
+        found += [_route(n, e, k, t, False) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+                  for e, k in ((8, 2), (64, 8), (128, 8))]  # fmt: skip
+        found += [
+            _experts(layer, n, t, False) for layer in ("olmoe", "mixtral") for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+        ]
+        found += [_experts("olmoe", n, t, False) for n in (48, 64, 96, 128, 192, 256)]
+        found += [_verify(b, d, v, rule, t, False) for rule in ("greedy", "rejection") for v in (32000, 128256, 262144)
+                  for b, d in batches]  # fmt: skip
+    return found
+
+
 def _gemm_points(t: int, full: bool) -> list[Point]:
     widths = (1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64)
     fitted = ("llama-8b-attn", "gemma-270m-ffn", "olmoe-attn")
     points = [_gemm("w4a8_gemm", shape, m, t, False) for shape in fitted for m in widths]
+    # Kernels take rows in blocks, and so the time has steps: every width that a verification has is measured on one shape.
+    points += [_gemm("w4a8_gemm", "llama-8b-attn", m, t, False) for m in (*range(1, 17), 24, 48)]
     points += [_gemm("w4a8_gemm", "llama-8b-down", m, t, False) for m in (1, 4, 16)]
     points += [_gemm("w4a8_gemm", "gemma-270m-head", m, t, False) for m in (1, 4)]
     points += [_gemm("w4a8_gemm", "gemma-270m-kv", m, t, False) for m in (1, 8)]
@@ -167,7 +188,7 @@ def _gemm_points(t: int, full: bool) -> list[Point]:
     points += [_gemm("w4a8_gemm", "llama-8b-kv", m, t, True) for m in (1, 3, 8, 32)]
     points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True) for m in (1, 2, 4, 6, 16)]
     points += [_gemm("w4a8_gemm", "llama-8b-up", m, t, True) for m in (1, 4, 8)]
-    points += [_gemm("w4a8_gemm", "llama-8b-attn", m, t, True) for m in (7, 24, 48)]
+    points += [_gemm("w4a8_gemm", "olmoe-attn", m, t, True) for m in (7, 10, 24, 40)]
     points += [_gemm("w4a8_gemm", "qwen3-expert-up", m, t, True) for m in (1, 4)]
     narrow = ("llama-8b-attn", "gemma-270m-ffn")
     points += [_gemm("w8a8_gemm", shape, m, t, False) for shape in narrow for m in (1, 2, 4, 8, 16, 64)]

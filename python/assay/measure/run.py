@@ -12,12 +12,13 @@ from time import perf_counter
 import numpy as np
 
 from .. import __version__, machine, profile
-from ..cost import stored
+from ..cost import roofs as cost_roofs
+from ..cost import stored, uncertainty
 from ..errors import AssayError, ProfileError
 from ..ops import info
 from .arena import Arena
 from .clock import Timer
-from .points import Point, grid
+from .points import Point, candidates, grid
 from .power import Meter
 from .roofs import Roofs
 from .workloads import Workloads
@@ -25,6 +26,10 @@ from .workloads import Workloads
 #: Seconds of measuring, and passes over the points that they are divided into at first.
 BUDGET_S = {"quick": 28.0, "full": 300.0}
 PASSES = {"quick": 3, "full": 5}
+#: The share of a full calibration's time for its grid; the rest goes where the model is least sure.
+GRID_SHARE = 0.6
+#: Points that are added between two looks at the model, and the standard deviation of log time that is good enough.
+ROUND_POINTS, TARGET_DEVIATION = 8, 0.03
 #: A killed process loses at most this much.
 SAVE_EVERY_S = 2.0
 #: Below this ratio of int8 peaks two threads share one core: everything measured at two threads is then one core's.
@@ -103,6 +108,7 @@ class Run:
         self.budget_s = BUDGET_S[mode] if budget_s is None else budget_s
         self.command = command or ["assay", "calibrate", f"--{mode}"]
         self.notes: list[str] = []
+        self.refinement: dict[str, float] = {}
         self.measured_s = 0.0
         self._meter = Meter()
         isa = tuple(t["isa"] for t in info.isa_tiers() if t["supported"])
@@ -146,7 +152,7 @@ class Run:
             ),
             settings={
                 "mode": self.mode, "threads": self.threads, "budget_s": self.budget_s,
-                "measured_s": round(self.measured_s, 3), "notes": self.notes,
+                "measured_s": round(self.measured_s, 3), "notes": self.notes, "refinement": self.refinement,
             },
             roofs=[profile.Roof.of(name, t, values) for (name, t), values in self._readings().items()],
             samples=[
@@ -186,11 +192,14 @@ class Run:
                 return f"an unfinished run with another {what} ({was}, now {wanted}) was set aside as {moved}"
         by_key = {series.point.key: series for series in self._series}
         for sample in old.samples:
-            series = by_key.get(Point(sample.op, sample.threads, dict(sample.params)).key)
-            if series:
-                series.variant = sample.variant
-                series.times = list(sample.time_s)
-                series.near = {name: [value] for name, value in (sample.roof_near or {}).items()}
+            point = Point(sample.op, sample.threads, dict(sample.params), sample.held_out)
+            series = by_key.get(point.key)
+            if series is None:  # added where the model was least sure
+                series = _Series(point)
+                self._series.append(series)
+            series.variant = sample.variant
+            series.times = list(sample.time_s)
+            series.near = {name: [value] for name, value in (sample.roof_near or {}).items()}
         self._earlier_roofs = {(roof.name, roof.threads): list(roof.samples) for roof in old.roofs}
         self.measured_s = float(old.settings.get("measured_s", 0.0))
         self._started = old.created_utc
@@ -232,34 +241,77 @@ class Run:
         arena = Arena(self.machine, self.seed)
         self._roofs = Roofs(self.machine, self.threads, arena)
         workloads = Workloads(arena, self.seed)
-        timers: dict[int, Timer] = {}
+        grid_s = self.budget_s * (GRID_SHARE if self.mode == "full" else 1.0)
+        visit_s = grid_s / PASSES[self.mode] / max(len(self._series), 1)
         queue = sorted(
             self._series, key=lambda s: s.times is not None
         )  # when resuming, points without samples come first
-        visit_s = self.budget_s / PASSES[self.mode] / max(len(self._series), 1)
-        while True:
-            begun = perf_counter()
-            self._roofs.measure()
-            self.measured_s += perf_counter() - begun
+        timers: list[Timer | None] = [None] * len(queue)
+        while self.measured_s < grid_s or not all(s.times for s in self._series):
+            self._measure_roofs()
             for i, series in enumerate(queue):
-                if self.measured_s >= self.budget_s and all(s.times for s in self._series):
-                    return
-                point = series.point
-                self._report(progress, f"{point.op} {point.label}")
-                if i not in timers:
-                    made = workloads.make(point)
-                    series.variant = made.variant
-                    timers[i] = Timer(made.rotation)
-                begun = perf_counter()
-                near = self._roofs.near(point.threads)
-                timer = timers[i]
-                before = len(timer.samples)
-                timer.visit(max(visit_s - (perf_counter() - begun), visit_s / 4))
-                series.add(timer.samples[before:], near)
-                self.measured_s += perf_counter() - begun
-                if perf_counter() - self._saved_at > SAVE_EVERY_S:
-                    profile.save(self.collect(complete=False), partial_path(self.path))
-                    self._saved_at = perf_counter()
+                if self.measured_s >= grid_s and all(s.times for s in self._series):
+                    break
+                timers[i] = self._visit(series, timers[i], workloads, visit_s, progress)
+        if self.mode == "full":
+            self._refine(workloads, visit_s * PASSES[self.mode], progress)
+
+    def _measure_roofs(self) -> None:
+        assert self._roofs is not None
+        begun = perf_counter()
+        self._roofs.measure()
+        self.measured_s += perf_counter() - begun
+
+    def _visit(
+        self, series: _Series, timer: Timer | None, workloads: Workloads, visit_s: float, progress: Progress
+    ) -> Timer:
+        """Adds samples of one point; its timer, made and checked if there was none."""
+        assert self._roofs is not None
+        self._report(progress, f"{series.point.op} {series.point.label}")
+        if timer is None:
+            made = workloads.make(series.point)
+            series.variant = made.variant
+            timer = Timer(made.rotation)
+        begun = perf_counter()
+        near = self._roofs.near(series.point.threads)
+        before = len(timer.samples)
+        timer.visit(max(visit_s - (perf_counter() - begun), visit_s / 4))
+        series.add(timer.samples[before:], near)
+        self.measured_s += perf_counter() - begun
+        if perf_counter() - self._saved_at > SAVE_EVERY_S:
+            profile.save(self.collect(complete=False), partial_path(self.path))
+            self._saved_at = perf_counter()
+        return timer
+
+    def _refine(self, workloads: Workloads, visit_s: float, progress: Progress) -> None:
+        """Measures where the model is least sure until it is sure enough everywhere, or the time is spent."""
+        rng = np.random.default_rng([self.seed, 1])
+        done = {series.point.key for series in self._series}
+        open_points = [p for p in candidates(self.threads) if p.key not in done]
+        grid_points = len(self._series)
+        largest = 0.0
+        while open_points and self.measured_s < self.budget_s:
+            begun = perf_counter()
+            now = self.collect(complete=False)
+            found = uncertainty.deviations(
+                now.samples, cost_roofs.Roofs(now.roofs), [(p.op, p.params, p.threads) for p in open_points], rng
+            )
+            self.measured_s += perf_counter() - begun
+            largest = float(found.max())
+            chosen = [i for i in np.argsort(-found)[:ROUND_POINTS] if found[i] > TARGET_DEVIATION]
+            if not chosen:
+                break
+            self._measure_roofs()
+            for i in chosen:
+                series = _Series(open_points[i])
+                self._visit(series, None, workloads, visit_s, progress)
+                self._series.append(series)
+            open_points = [p for i, p in enumerate(open_points) if i not in set(chosen)]
+        self.refinement = {
+            "points": len(self._series) - grid_points,
+            "largest_deviation": largest,
+            "target_deviation": TARGET_DEVIATION,
+        }
 
     def _report(self, progress: Progress, what: str) -> None:
         progress(self.measured_s - self._reported_s, what)
