@@ -86,7 +86,8 @@ def here():
 
 @pytest.fixture(scope="session")
 def arena(here, pytestconfig):
-    return Arena(here, pytestconfig.getoption("--seed"))
+    mode = "full" if pytestconfig.getoption("--full") else "quick"
+    return Arena(here, pytestconfig.getoption("--seed"), at_least=max(p.bytes for p in grid(mode, [1])))
 
 
 @pytest.fixture(scope="session")

@@ -322,3 +322,11 @@ def test_added_points_survive_an_interruption(tmp_path, monkeypatch):
     assert again.resume().startswith(f"going on from {kept} points")
     made = again.measure(nothing)
     assert {Point(s.op, s.threads, dict(s.params)).key for s in made.samples} >= {p.key for p in extra}
+
+
+def test_points_that_memory_does_not_hold_are_left_out_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(arena, "memory_bytes", lambda key: 8 << 20)
+    large = [gemm(1, 4096, 4096, 1), gemm(1, 4096, 4096, 2)]
+    made = new_run(tmp_path / "p.json", points=[*small_points(), *large]).measure(nothing)
+    assert len(made.samples) == len(small_points())
+    assert made.settings["notes"][0] == "2 points were left out: they need more than an eighth of the free memory"

@@ -30,6 +30,8 @@ class Arena:
         Of the noise.
     nbytes
         The size wanted, instead of `CACHES` last-level caches.
+    at_least
+        What one call may read: the arena is a quarter larger, if memory allows.
 
     Attributes
     ----------
@@ -37,8 +39,9 @@ class Arena:
         uint8, the whole, on huge pages if granted; a multiple of a page.
     """
 
-    def __init__(self, machine: Machine, seed: int = 0, nbytes: float | None = None) -> None:
+    def __init__(self, machine: Machine, seed: int = 0, nbytes: float | None = None, at_least: float = 0.0) -> None:
         wanted = max(CACHES * machine.last_level_cache_bytes, MIN_BYTES) if nbytes is None else nbytes
+        wanted = max(wanted, 1.25 * at_least)
         size = int(min(wanted, (memory_bytes("MemAvailable") or 8 * wanted) / 8))
         size = max(size // mmap.PAGESIZE, 2) * mmap.PAGESIZE
         self.data = aligned_empty(size)

@@ -238,7 +238,8 @@ class Run:
     def _measure(self, progress: Progress) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._report(progress, "roofs")
-        arena = Arena(self.machine, self.seed)
+        arena = Arena(self.machine, self.seed, at_least=max(s.point.bytes for s in self._series))
+        self._leave_out(arena.data.nbytes)
         self._roofs = Roofs(self.machine, self.threads, arena)
         workloads = Workloads(arena, self.seed)
         grid_s = self.budget_s * (GRID_SHARE if self.mode == "full" else 1.0)
@@ -254,7 +255,14 @@ class Run:
                     break
                 timers[i] = self._visit(series, timers[i], workloads, visit_s, progress)
         if self.mode == "full":
-            self._refine(workloads, visit_s * PASSES[self.mode], progress)
+            self._refine(workloads, visit_s * PASSES[self.mode], arena.data.nbytes, progress)
+
+    def _leave_out(self, nbytes: int) -> None:
+        """Drops the points whose calls would read more than the arena has."""
+        kept = [s for s in self._series if s.point.bytes <= nbytes]
+        if left := len(self._series) - len(kept):
+            self.notes.append(f"{left} points were left out: they need more than an eighth of the free memory")
+        self._series = kept
 
     def _measure_roofs(self) -> None:
         assert self._roofs is not None
@@ -283,11 +291,11 @@ class Run:
             self._saved_at = perf_counter()
         return timer
 
-    def _refine(self, workloads: Workloads, visit_s: float, progress: Progress) -> None:
+    def _refine(self, workloads: Workloads, visit_s: float, most_bytes: int, progress: Progress) -> None:
         """Measures where the model is least sure until it is sure enough everywhere, or the time is spent."""
         rng = np.random.default_rng([self.seed, 1])
         done = {series.point.key for series in self._series}
-        open_points = [p for p in candidates(self.threads) if p.key not in done]
+        open_points = [p for p in candidates(self.threads) if p.key not in done and p.bytes <= most_bytes]
         grid_points = len(self._series)
         largest = 0.0
         while open_points and self.measured_s < self.budget_s:
