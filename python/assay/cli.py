@@ -14,6 +14,8 @@ COMMANDS = {
     "inspect": "what a model file holds, and what INT4 would cost it in accuracy",
     "convert": "write a checkpoint again: ready to be packed, or in another format",
     "profile": "import and show calibration profiles",
+    "report": "one page: verdict, roofs, accuracy with its misses, techniques, claims, machine",
+    "plot": "one picture of a profile or of what techniques bring",
     "validate": "score the cost model on measured tables, on points it never saw",
 }
 

@@ -1,11 +1,14 @@
 """What a calibration found, as rows: the roofs, and each op against them."""
 
+import math
 import statistics
 from collections.abc import Mapping
 from typing import Any
 
 from ..cost.laws import product_of
+from ..cost.stored import load_model
 from ..profile import MATRIX_OPS, Profile, Sample
+from .points import Point
 
 #: From this many rows a GEMM is measured against the int8 (w4a16: float32) peak, below it against DRAM.
 COMPUTE_ROWS = 32
@@ -43,6 +46,33 @@ def roof_fraction(profile: Profile, sample: Sample) -> tuple[str, float] | None:
     roof = profile.roof(name, sample.threads)
     ceiling = near or (roof.median if roof else None)
     return (name, work / sample.median_s / ceiling) if ceiling else None
+
+
+def point_rows(profile: Profile) -> list[dict[str, Any]]:
+    """One row a sample: what was measured, and what the profile's model says on the roofs measured beside it.
+
+    ``error`` is predicted / measured - 1, ``inside`` whether the measured time lies in the 90% interval; None, as
+    ``predicted_s``, of an op without a fit.
+    """
+    model = load_model(profile)
+    rows = []
+    for sample in profile.samples:
+        point = Point(sample.op, sample.threads, dict(sample.params))
+        found = roof_fraction(profile, sample)
+        row: dict[str, Any] = {
+            "op": sample.op, "label": point.label, "threads": sample.threads, "held_out": sample.held_out,
+            "params": dict(sample.params), "measured_s": sample.median_s, "spread": sample.spread,
+            "ops_per_byte": sample.ops / sample.bytes, "ops_per_s": sample.ops / sample.median_s,
+            "roof": found[0] if found else None, "of_roof": found[1] if found else None,
+            "predicted_s": None, "error": None, "inside": None,
+        }  # fmt: skip
+        if model.calibrated(sample.op):
+            predicted = model.sample_time(sample)
+            error = predicted / sample.median_s - 1.0
+            inside = abs(math.log1p(error)) <= model.ops[sample.op].half_width_log
+            row |= {"predicted_s": predicted, "error": error, "inside": inside}
+        rows.append(row)
+    return rows
 
 
 def op_rows(profile: Profile) -> list[dict[str, Any]]:
