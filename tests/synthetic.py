@@ -23,6 +23,15 @@ def gemm_seconds(m, n, k, threads, *, group_size=32, symmetric=True, overhead_s=
     return overhead_s + (t_mem**p + t_cmp**p) ** (1 / p)
 
 
+def expert_seconds(tokens, top_k, distinct, hidden, width, threads):
+    """As a product of the touched experts' weights with the tokens that each of them gets."""
+    rows, weights = tokens * top_k / distinct, 3 * distinct * hidden * width
+    t_mem = (0.5625 * weights + 8 * tokens * hidden) / (DRAM[threads] * 0.9)
+    utilisation = np.interp(np.log(rows), np.log([1, 16]), np.log([0.15, 0.6]))
+    t_cmp = 2.0 * rows * weights / (INT8[threads] * np.exp(utilisation))
+    return 8e-6 + (t_mem**5 + t_cmp**5) ** (1 / 5)
+
+
 def route_seconds(tokens, num_experts, top_k, threads):
     return 2e-6 + tokens * (20e-9 + 1.2e-9 * num_experts + 15e-9 * top_k) / threads
 
@@ -34,7 +43,16 @@ def verify_seconds(batch, num_draft, vocab, rule, threads):
 
 
 def synthetic_profile(
-    noise=0.02, seed=0, *, drift=0.0, held_out=True, threads=(1, 2), groups=(32,), repeats=5, memory_gib=16
+    noise=0.02,
+    seed=0,
+    *,
+    drift=0.0,
+    held_out=True,
+    threads=(1, 2),
+    groups=(32,),
+    repeats=5,
+    memory_gib=16,
+    experts=False,
 ):
     """A calibration of an invented machine; ``drift`` is the sd of the machine's speed between samples, in log."""
     rng = np.random.default_rng(seed)
@@ -71,18 +89,37 @@ def synthetic_profile(
                                 held_out=held,
                             )
                         )
+        for layer_experts, top_k, hidden, width, held in (
+            ((64, 8, 2048, 1024, False), (8, 2, 4096, 14336, False), (128, 8, 2048, 768, held_out)) if experts else ()
+        ):
+            for tokens in (1, 2, 4, 8, 16, 32, 64, 128):
+                distinct = round(layer_experts * (1 - (1 - top_k / layer_experts) ** tokens))
+                sizes = (tokens, top_k, distinct, hidden, width)
+                names = ("tokens", "top_k", "distinct_experts", "hidden_size", "intermediate_size")
+                samples.append(
+                    Sample.of(
+                        "moe_experts",
+                        "avx2",
+                        t,
+                        dict(zip(names, sizes, strict=True)) | {"group_size": 32, "symmetric": True},
+                        moved_bytes=0.5625 * 3 * distinct * hidden * width + 8 * tokens * hidden,
+                        ops=6 * tokens * top_k * hidden * width,
+                        time_s=times(expert_seconds(*sizes, t)),
+                        held_out=held,
+                    )
+                )
         for tokens in (1, 8, 64, 512):
-            for experts, top_k in ((8, 2), (64, 8), (128, 8), (32, 4)):
+            for num_experts, top_k in ((8, 2), (64, 8), (128, 8), (32, 4)):
                 samples.append(
                     Sample.of(
                         "moe_route",
                         "avx2",
                         t,
-                        {"tokens": tokens, "num_experts": experts, "top_k": top_k},
-                        moved_bytes=4 * tokens * experts,
-                        ops=tokens * experts,
-                        time_s=times(route_seconds(tokens, experts, top_k, t)),
-                        held_out=held_out and experts == 32,
+                        {"tokens": tokens, "num_experts": num_experts, "top_k": top_k},
+                        moved_bytes=4 * tokens * num_experts,
+                        ops=tokens * num_experts,
+                        time_s=times(route_seconds(tokens, num_experts, top_k, t)),
+                        held_out=held_out and num_experts == 32,
                     )
                 )
         for rule in ("greedy", "rejection"):

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.cost.fit import conformal_half_width, fit_profile, jackknife_coverage
+from assay.cost.laws import MATRIX_SIZES
 from assay.cost.roofline import shares, smooth_max
 from assay.cost.solve import non_negative
 from assay.cost.stored import load_model, model_from_json, model_to_json, summarise
 from assay.errors import ProfileError
 from assay.profile import Sample, load, save
-from synthetic import DRAM, gemm_seconds, route_seconds, synthetic_profile, verify_seconds
+from synthetic import DRAM, expert_seconds, gemm_seconds, route_seconds, synthetic_profile, verify_seconds
 
 PROFILE = synthetic_profile()
 MODEL = fit_profile(PROFILE)
@@ -41,6 +42,42 @@ def test_a_law_without_noise_is_found_exactly():
             params = {"batch": 8, "num_draft": 5, "vocab": 100000, "rule": rule}
             verify = model.kernel_time("chain_verify", params, threads).time_s
             assert verify == pytest.approx(verify_seconds(8, 5, 100000, rule, threads), rel=1e-6)
+
+
+def test_the_law_of_expert_layers_is_found_and_kept(tmp_path):
+    profile = synthetic_profile(noise=0.0, experts=True)
+    profile.fits, profile.accuracy = summarise(profile)
+    save(profile, tmp_path / "p.json")
+    model = load_model(load(tmp_path / "p.json"))
+    assert profile.accuracy["moe_experts"]["median_ape"] < 0.02
+    for tokens, distinct in ((1, 4), (6, 20), (32, 30), (256, 32)):
+        sizes = (tokens, 4, distinct, 2880, 2880)
+        layer = dict(zip(MATRIX_SIZES["moe_experts"], sizes, strict=True))
+        for threads in (1, 2):
+            told = model.kernel_time("moe_experts", layer, threads)
+            assert told.time_s == pytest.approx(expert_seconds(*sizes, threads), rel=0.04)
+            assert told.basis == "measured"
+    more = [model.kernel_time("moe_experts", layer | {"tokens": t}, 1).time_s for t in (64, 128, 256)]
+    assert more == sorted(more)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distinct_experts": 1}, "distinct_experts: expected top_k to tokens \\* top_k \\(8\\), got 1"),
+        ({"distinct_experts": 9}, "expected top_k to tokens"),
+        ({"group_size": 0}, "group_size: expected -1"),
+        ({"symmetric": 1}, "symmetric"),
+    ],
+)
+def test_a_profile_of_impossible_expert_layers_is_refused(change, message, tmp_path):
+    profile = synthetic_profile(experts=True)
+    i = next(i for i, s in enumerate(profile.samples) if s.op == "moe_experts")
+    good = {"tokens": 4, "top_k": 2, "distinct_experts": 4, "hidden_size": 64, "intermediate_size": 64,
+            "group_size": 32, "symmetric": True}  # fmt: skip
+    profile.samples[i] = replace(profile.samples[i], params=good | change)
+    with pytest.raises(ProfileError, match=message):
+        save(profile, tmp_path / "p.json")
 
 
 def test_noise_of_two_percent_leaves_an_error_of_that_order():

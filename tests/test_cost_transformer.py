@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.catalog import load_model
 from assay.cost.fit import fit_profile
 from assay.cost.transformer import (
     PRECISIONS,
@@ -53,6 +54,23 @@ def test_calls_of_a_mixture():
     alone = by_name(step_cost(MOE, "int4", 1, 100, MODEL, 2))["expert_up"]
     assert alone.count == 4
     assert alone.time_s == pytest.approx(4 * MODEL.kernel_time("w4a8_gemm", {"m": 1, "n": 14336, "k": 4096}, 2).time_s)
+
+
+def test_experts_are_priced_as_the_fused_layer_where_it_was_calibrated_and_computes_them():
+    model = fit_profile(synthetic_profile(experts=True))
+    mixtral = load_model("mixtral-8x7b")
+    calls = by_name(step_cost(mixtral, "int4", 4, 100, model, 2))
+    touched = 8 * (1 - 0.75**4)
+    layer = {"tokens": 4, "top_k": 2, "distinct_experts": touched, "hidden_size": 4096, "intermediate_size": 14336}
+    assert calls["experts"].op == "moe_experts"
+    assert calls["experts"].count == 32
+    assert calls["experts"].time_s == pytest.approx(32 * model.kernel_time("moe_experts", layer, 2).time_s)
+    assert not {name for name in calls if name.startswith("expert_")}
+    # int8 experts, and layers without a gate, are not what that kernel computes.
+    assert "experts" not in by_name(step_cost(mixtral, "int8", 4, 100, model, 2))
+    assert "experts" not in by_name(step_cost(MOE, "int4", 4, 100, model, 2))
+    prefill = by_name(prefill_cost(mixtral, "int4", 256, model, 2))
+    assert prefill["experts"].op == "moe_experts"
 
 
 def test_interval_adds_within_an_op_and_in_quadrature_across():

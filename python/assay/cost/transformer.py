@@ -288,6 +288,41 @@ def _attention(model: ModelSpec, cost: CostModel, threads: int, *, batch: int, n
     return calls
 
 
+def _expert_width(model: ModelSpec, precision: str) -> int | None:
+    """Intermediate size of the experts where the calibrated layer computes them: gate, up and down, all INT4."""
+    found = [m for m in model.matrices if m.role == "expert"]
+    down = next((m for m in found if m.n == model.hidden_size), None)
+    whole = (
+        down is not None
+        and sum(m.n * m.k for m in found) == 3 * down.n * down.k
+        and len({m.count for m in found}) == 1
+        and {_kernel_precision(m, precision) for m in found} == {"int4"}
+    )
+    return down.k if down is not None and whole else None
+
+
+def _experts(model: ModelSpec, precision: str, cost: CostModel, threads: int, tokens: int) -> list[Call]:
+    """The expert layers as the fused kernel computes them; none where it does not, or was not calibrated."""
+    width = _expert_width(model, precision)
+    if model.experts is None or width is None or not cost.calibrated("moe_experts"):
+        return []
+    e = model.experts
+    touched = float(experts.uniform(e.num_experts, e.experts_per_token, tokens))
+    params = {
+        "tokens": tokens, "top_k": e.experts_per_token, "distinct_experts": touched, "hidden_size": model.hidden_size,
+        "intermediate_size": width, "group_size": GROUP, "symmetric": True,
+    }  # fmt: skip
+    shape = f"T={tokens} k={e.experts_per_token} distinct={touched:.4g} H={model.hidden_size} I={width}"
+    return [_call("experts", "moe_experts", e.num_layers, shape, cost.kernel_time("moe_experts", params, threads))]
+
+
+def _weights(model: ModelSpec, precision: str, cost: CostModel, threads: int, tokens: int, logits: int) -> list[Call]:
+    """Every product with weights of one pass of ``tokens`` tokens: the experts in one kernel where there is one."""
+    layers = _experts(model, precision, cost, threads, tokens)
+    left = replace(model, matrices=tuple(m for m in model.matrices if m.role != "expert")) if layers else model
+    return _price_products(_products(left, precision, tokens, logits), cost, threads) + layers
+
+
 def _routing(model: ModelSpec, cost: CostModel, threads: int, tokens: int) -> list[Call]:
     if model.experts is None or not cost.calibrated("moe_route"):
         return []
@@ -348,7 +383,7 @@ def step_cost(
     Parameters
     ----------
     precision
-        One of `PRECISIONS`. "int4" and "int8" are priced with their calibrated products, and so are the matrices of a
+        One of `PRECISIONS`. "int4" (experts in their fused layer) and "int8" are priced with their calibrated products, and so are the matrices of a
         file that are stored just so (Q4_0, Q8_0); the others, of which no kernel is calibrated, on the measured roofs
         at the utilisation that the INT4 kernel reaches, with a wide interval.
     context_len
@@ -366,7 +401,7 @@ def step_cost(
     check_precision(model, precision)
     _at_least("batch", batch, 1)
     _at_least("context_len", context_len, 0)
-    calls = _price_products(_products(model, precision, batch, batch), cost_model, threads)
+    calls = _weights(model, precision, cost_model, threads, batch, batch)
     calls += _attention(model, cost_model, threads, batch=batch, new=1, past=context_len)
     calls += _routing(model, cost_model, threads, batch)
     calls += _selection(model, cost_model, threads, batch)
@@ -398,8 +433,7 @@ def prefill_cost(model: ModelSpec, precision: str, isl: int, cost_model: CostMod
     for count, tokens, past in ((full, chunk, (full - 1) * chunk / 2.0), (1 if rest else 0, rest, float(full * chunk))):
         if not count:
             continue
-        products = _products(model, precision, tokens, 0)
-        layers = _price_products(products, cost_model, threads)
+        layers = _weights(model, precision, cost_model, threads, tokens, 0)
         layers += _attention(model, cost_model, threads, batch=1, new=tokens, past=round(past))
         layers += _routing(model, cost_model, threads, tokens)
         calls += [_times(c, count) for c in layers]

@@ -228,10 +228,10 @@ def _route_points(t: int, full: bool) -> list[Point]:
 
 
 def _expert_points(t: int, full: bool) -> list[Point]:
-    tokens = (1, 2, 4, 8, 16, 32, 64, 128, 256) if full else (1, 2, 4, 8, 32)
+    tokens = (1, 2, 4, 8, 16, 32, 64, 128, 256) if full else (1, 2, 4, 8, 32, 256)
     points = [_experts("olmoe", n, t, False) for n in tokens]
     points += [_experts("mixtral", n, t, False) for n in ((1, 4, 16) if full else (1,))]
-    points += [_experts("qwen3-30b-a3b", n, t, True) for n in ((1, 3, 8, 24, 96) if full else (1, 4, 16))]
+    points += [_experts("qwen3-30b-a3b", n, t, True) for n in ((1, 3, 8, 24, 96, 256) if full else (1, 4, 16, 64))]
     return points + [_experts("gpt-oss-20b", n, t, True) for n in ((1, 4, 16, 64) if full else (1, 8))]
 
 
