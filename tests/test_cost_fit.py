@@ -405,3 +405,32 @@ def test_many_predictions_in_one_call():
     e = MODEL.kernel_times("w4a8_gemm", GEMM | {"m": m}, 2)
     assert len(e) == 100_000
     assert e.at(103).time_s == MODEL.kernel_time("w4a8_gemm", GEMM | {"m": 4}, 2).time_s
+
+
+def test_small_calls_that_one_thread_makes_are_priced_as_on_one():
+    """Two threads share work where that is faster: below 6 us it is not, and a call on two takes what it takes on one."""
+    profile = synthetic_profile(noise=0.0)
+
+    def seconds(tokens, experts, top_k, threads):
+        work = tokens * (20e-9 + 1.2e-9 * experts + 15e-9 * top_k)
+        return 2e-6 + (work if threads == 1 or work < 6e-6 else 3e-6 + work / 2)
+
+    kept = [s for s in profile.samples if s.op != "moe_route"]
+    like = next(s for s in profile.samples if s.op == "moe_route")
+    for threads in (1, 2):
+        for tokens in (1, 8, 64, 256, 1024):
+            for experts, top_k in ((8, 2), (64, 8), (128, 8), (32, 4)):
+                took = seconds(tokens, experts, top_k, threads)
+                params = {"tokens": tokens, "num_experts": experts, "top_k": top_k}
+                kept.append(
+                    replace(
+                        like, threads=threads, params=params, time_s=(took,) * 3, median_s=took, held_out=experts == 32
+                    )
+                )
+    profile.samples = kept
+    model = fit_profile(profile)
+    for tokens in (1, 30, 100, 500, 2000):
+        for threads in (1, 2):
+            told = model.kernel_time("moe_route", {"tokens": tokens, "num_experts": 96, "top_k": 8}, threads)
+            assert told.time_s == pytest.approx(seconds(tokens, 96, 8, threads), rel=0.01)
+    assert model_from_json(model_to_json(model), profile).ops["moe_route"] == model.ops["moe_route"]

@@ -24,6 +24,7 @@ from assay.profile import MATRIX_OPS, Profile, Sample
 LEVEL = 0.9
 MIN_HELD_OUT = 8  # below this many held-out points, leave-one-shape-out residuals set the interval
 FLOOR_LOG = 0.02  # no interval is narrower than 2%: repeat runs of one kernel differ by that much anyway
+SHARED = 0.9  # of the time on one thread: a call that takes less was really shared
 P_LOW, P_HIGH = 1.5, 12.0
 MEMORY_UTILISATION_MAX = 1.3  # a roof is measured too: a kernel may beat it a little
 
@@ -116,16 +117,24 @@ def _fit_gemm_class(samples: Sequence[Sample], roofs: Roofs) -> GemmClass:
     )
 
 
-def _fit_linear_class(samples: Sequence[Sample]) -> LinearClass:
+def _fit_linear_class(samples: Sequence[Sample], one: LinearClass | None) -> LinearClass:
+    """The law of one class; `one` is the same on one thread, to which small calls are left."""
     first = samples[0]
     features = np.concatenate([linear_features(first.op, s.params) for s in samples])
     times = np.array([s.median_s for s in samples])
+    alone = None
+    if one is not None:
+        shared = times < SHARED * (features @ np.asarray(one.seconds))
+        # Fewer points would be met exactly, whatever the law.
+        if shared.sum() > features.shape[1]:
+            alone, features, times = one.seconds, features[shared], times[shared]
     names = sorted(k for k, v in first.params.items() if isinstance(v, (int, float)) and not isinstance(v, bool))
     return LinearClass(
         variant=first.variant,
         threads=first.threads,
         rule=str(first.params.get("rule", "")),
         seconds=tuple(float(c) for c in non_negative(features, times)),
+        alone=alone,
         ranges={k: (min(s.params[k] for s in samples), max(s.params[k] for s in samples)) for k in names},
         num_samples=len(samples),
     )
@@ -146,7 +155,11 @@ def fit_classes(op: str, samples: Sequence[Sample], roofs: Roofs) -> tuple[Any, 
     ordered = [by_class[key] for key in sorted(by_class, key=repr)]
     if op in MATRIX_OPS:
         return tuple(_fit_gemm_class(group, roofs) for group in ordered)
-    return tuple(_fit_linear_class(group) for group in ordered)
+    by_one = {key[::2]: _fit_linear_class(group, None) for key, group in by_class.items() if key[1] == 1}
+    return tuple(
+        _fit_linear_class(by_class[key], by_one.get(key[::2]) if key[1] > 1 else None)
+        for key in sorted(by_class, key=repr)
+    )
 
 
 # ---- residuals, intervals, accuracy -----------------------------------------------------------------------

@@ -234,8 +234,7 @@ class CostModel:
         chosen = self._pick(fit, threads, variant, rule=rule)
         assert isinstance(chosen, LinearClass)
         features = linear_features(op, {**params, "rule": chosen.rule})
-        time = features @ np.asarray(chosen.seconds)
-        overhead = np.full(time.shape, chosen.seconds[0])
+        time, overhead = chosen.times(features)
         body = time - overhead
         moved = linear_bytes(op, {**params, "rule": chosen.rule})
         memory_s = np.minimum(body, moved / self.roofs.get("dram_read", threads).median)

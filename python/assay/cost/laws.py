@@ -57,14 +57,27 @@ class GemmClass:
 
 @dataclass(frozen=True)
 class LinearClass:
-    """Fitted law of one (variant, threads, rule): seconds per call, per token and so on, by `LINEAR_TERMS`."""
+    """Fitted law of one (variant, threads, rule): seconds per call, per token and so on, by `LINEAR_TERMS`.
+
+    ``alone``: those of one thread. A kernel gives small calls to one thread whatever it is allowed, so a call on several costs
+    the less of the two; where that changes is not stored, it follows.
+    """
 
     variant: str
     threads: int
     rule: str
     seconds: tuple[float, ...]
+    alone: tuple[float, ...] | None
     ranges: Mapping[str, tuple[float, float]]
     num_samples: int
+
+    def times(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Seconds of calls with these counts, and the part of them that every call costs; features [n, terms]."""
+        time = features @ np.asarray(self.seconds)
+        if self.alone is None:
+            return time, np.full(time.shape, self.seconds[0])
+        by_one = features @ np.asarray(self.alone)
+        return np.minimum(time, by_one), np.where(by_one < time, self.alone[0], self.seconds[0])
 
 
 @dataclass(frozen=True)

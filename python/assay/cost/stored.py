@@ -13,7 +13,7 @@ from assay.cost.roofs import Roofs
 from assay.errors import ProfileError
 from assay.profile import MATRIX_OPS, Profile
 
-LAW = 1  # raised when the meaning of the stored numbers changes: older fits are then made anew
+LAW = 2  # raised when the meaning of the stored numbers changes: older fits are then made anew
 
 
 def summarise(profile: Profile) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -75,6 +75,7 @@ def _fit_to_json(fit: OpFit) -> dict[str, Any]:
                     "threads": c.threads,
                     "rule": c.rule,
                     "seconds_per": dict(zip(LINEAR_TERMS[fit.op], c.seconds, strict=False)),
+                    "seconds_per_alone": c.alone and dict(zip(LINEAR_TERMS[fit.op], c.alone, strict=False)),
                     "ranges": {k: list(v) for k, v in c.ranges.items()},
                     "num_samples": c.num_samples,
                 }
@@ -146,15 +147,20 @@ def _gemm_from_json(op: str, row: Mapping[str, Any]) -> GemmClass:
 
 
 def _linear_from_json(op: str, row: Mapping[str, Any]) -> LinearClass:
-    seconds = tuple(float(row["seconds_per"][term]) for term in LINEAR_TERMS[op] if term in row["seconds_per"])
     wanted = len(LINEAR_TERMS[op]) - (op == "chain_verify" and row["rule"] != "rejection")
-    if len(seconds) != wanted or not all(math.isfinite(s) and s >= 0 for s in seconds) or not any(seconds):
-        raise ValueError(f"seconds_per: expected {wanted} finite seconds, got {row['seconds_per']!r}")
+
+    def terms(name: str) -> tuple[float, ...]:
+        seconds = tuple(float(row[name][term]) for term in LINEAR_TERMS[op] if term in row[name])
+        if len(seconds) != wanted or not all(math.isfinite(s) and s >= 0 for s in seconds) or not any(seconds):
+            raise ValueError(f"{name}: expected {wanted} finite seconds, got {row[name]!r}")
+        return seconds
+
     return LinearClass(
         variant=str(row["variant"]),
         threads=int(_above_zero(row["threads"])),
         rule=str(row["rule"]),
-        seconds=seconds,
+        seconds=terms("seconds_per"),
+        alone=None if row["seconds_per_alone"] is None else terms("seconds_per_alone"),
         ranges={str(k): (float(v[0]), float(v[1])) for k, v in row["ranges"].items()},
         num_samples=int(row["num_samples"]),
     )

@@ -220,9 +220,9 @@ def _gemm_points(t: int, full: bool) -> list[Point]:
 
 
 def _route_points(t: int, full: bool) -> list[Point]:
-    tokens = (1, 8, 64, 512) if not full else (1, 4, 16, 64, 256, 1024)
+    tokens = (1, 8, 64, 256, 1024) if not full else (1, 4, 16, 64, 256, 512, 1024, 2048)
     points = [_route(n, e, k, t, False) for n in tokens for e, k in ((8, 2), (64, 8), (128, 8))]
-    points += [_route(n, 32, 4, t, True) for n in (1, 16, 128, 384)]
+    points += [_route(n, 32, 4, t, True) for n in (1, 16, 128, 512)]
     points += [_route(n, 256, 8, t, True) for n in (2, 32)]
     return points
 
