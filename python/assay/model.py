@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from .errors import AssayError
 
-__all__ = ["ROLES", "Attention", "Experts", "Matrix", "ModelSpec", "UnknownModelError", "lookup", "slug"]
+__all__ = ["ROLES", "Attention", "Experts", "Matrix", "ModelSpec", "UnknownModelError", "Vision", "lookup", "slug"]
 
 #: What a matrix is for.
 ROLES = ("attention", "ffn", "expert", "shared_expert", "router", "embedding", "lm_head", "other")
@@ -159,6 +159,40 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Vision:
+    """How a model sees: the tokens that pixels become, and the tower that makes them.
+
+    Attributes
+    ----------
+    patch, merge
+        Side of a patch in pixels; ``merge x merge`` patches become one token.
+    tokens : int or None
+        Tokens of every image, whatever its size (it is scaled to one); None where they follow from the size.
+    temporal : int
+        Frames of a video that are merged into one.
+    params : int
+        Weights of the tower.
+    patches_per_token : int
+        Patches behind a token where ``tokens`` is fixed.
+    """
+
+    patch: int
+    merge: int
+    tokens: int | None
+    temporal: int
+    params: int
+    patches_per_token: int = 1
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field, what was expected and what came."""
+        for name in ("patch", "merge", "temporal", "patches_per_token"):
+            _require_int(f"vision: {name}", getattr(self, name), 1, 1 << 16)
+        if self.tokens is not None:
+            _require_int("vision: tokens", self.tokens, 1, 1 << 20)
+        _require_int("vision: params", self.params, 0, 1 << 50)
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A model's shape.
 
@@ -176,6 +210,8 @@ class ModelSpec:
         Biases of one expert over all expert layers.
     vector_bytes : int or None
         For files: bytes of everything that is not a matrix.
+    vision : Vision or None
+        For models that see; its weights are not among ``matrices``.
     """
 
     name: str
@@ -191,6 +227,7 @@ class ModelSpec:
     vector_params: int = 0
     expert_vector_params: int = 0
     vector_bytes: int | None = None
+    vision: Vision | None = None
 
     # ---- counts ----------------------------------------------------------------------------------------------
 
@@ -299,6 +336,8 @@ class ModelSpec:
                      f"at most num_layers = {self.num_layers}", m.count)  # fmt: skip
         for a in self.attention:
             a.validate()
+        if self.vision is not None:
+            self.vision.validate()
         layers = sum(a.num_layers for a in self.attention)
         _require(layers == self.num_layers, "attention", f"{self.num_layers} layers in all", layers)
         heads = [m for m in self.matrices if m.role == "lm_head"]

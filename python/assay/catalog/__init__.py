@@ -10,7 +10,18 @@ from typing import Any
 from ..errors import FormatError
 from ..model import ModelSpec, lookup, slug
 
-__all__ = ["find_device", "list_claims", "list_devices", "list_models", "load_model", "resolve_model"]
+__all__ = [
+    "device_price",
+    "find_device",
+    "list_claims",
+    "list_devices",
+    "list_models",
+    "list_prices",
+    "list_videos",
+    "load_model",
+    "resolve_model",
+    "token_price",
+]
 
 
 @cache
@@ -117,14 +128,54 @@ def list_devices() -> list[dict[str, Any]]:
 def find_device(name: str) -> dict[str, Any] | None:
     """The datasheet row of a device by the name that its driver gives, or None.
 
-    A row is named by the whole words of one of its patterns, so that "NVIDIA GB200" is not a B200.
+    A row is named by the whole words of one of its patterns, so that "NVIDIA GB200" is not a B200, and by the longest
+    one, so that an "Apple M4 Pro" is no M4.
     """
     text = " ".join(name.lower().split())
+    found: dict[str, Any] | None = None
+    longest = 0
     for row in _device_rows():
         for pattern in (row["name"], *row["match"]):
-            if re.search(rf"(?<![a-z0-9]){re.escape(pattern)}(?![a-z0-9])", text):
-                return dict(row)
-    return None
+            if len(pattern) > longest and re.search(rf"(?<![a-z0-9]){re.escape(pattern)}(?![a-z0-9])", text):
+                found, longest = dict(row), len(pattern)
+    return found
+
+
+@cache
+def _price_rows() -> dict[str, list[dict[str, Any]]]:
+    text = files(__package__).joinpath("prices.json").read_text(encoding="utf-8")
+    rows: dict[str, list[dict[str, Any]]] = json.loads(text)
+    return {kind: rows[kind] for kind in ("hours", "purchases", "tokens")}
+
+
+def list_prices(kind: str) -> list[dict[str, Any]]:
+    """Rows of ``prices.json``: "hours" and "purchases" of devices as ranges, "tokens" as list prices; all dated."""
+    return [dict(row) for row in _price_rows()[kind]]
+
+
+def device_price(name: str) -> dict[str, Any] | None:
+    """The range of an hour's rent of a device of the catalog, or None where it is not let by the hour."""
+    return next((row for row in list_prices("hours") if row["device"] == name), None)
+
+
+def token_price(name: str) -> dict[str, Any]:
+    """List prices of a model's tokens.
+
+    Raises
+    ------
+    ValueError
+        Not in the catalog.
+    """
+    rows = {row["name"]: row for row in list_prices("tokens")}
+    if name not in rows:
+        raise ValueError(f"price: expected one of {', '.join(rows)}, got {name!r}")
+    return rows[name]
+
+
+def list_videos() -> list[dict[str, Any]]:
+    """Rows of ``videos.json``: diffusion transformers of video, with what their makers measured."""
+    text = files(__package__).joinpath("videos.json").read_text(encoding="utf-8")
+    return list(json.loads(text)["models"])
 
 
 @cache

@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from assay.cost.cases import Case, Draws, Speculation, datasheet, price
+from assay.cost.cases import Case, price
+from assay.cost.drafting import Speculation
+from assay.cost.draws import Draws, interval
+from assay.cost.machines import datasheet
 from assay.cost.economics import usd_per_million_tokens
-from assay.cost.techniques import Technique, dense_twin, interval, quantised_weights, speculative, speedups
+from assay.cost.techniques import Technique, dense_twin, quantised_weights, speculative, speedups
 from assay.model import ModelSpec
 
 VERDICTS = ("consistent", "inconsistent", "depends", "not testable")

@@ -1,6 +1,12 @@
-"""Dollars: what a token costs on a machine rented by the hour."""
+"""Dollars: what tokens, queries and machines cost, rented by the hour or owned."""
 
 import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from assay.cost.draws import Draws
+from assay.cost.roofline import FloatArray
 
 
 def _positive(value: float, name: str) -> float:
@@ -58,3 +64,103 @@ def critical_batch(ops_per_s: float, bytes_per_s: float, bytes_per_weight: float
         * _positive(bytes_per_weight, "bytes_per_weight")
         / (2.0 * _positive(bytes_per_s, "bytes_per_s"))
     )
+
+
+@dataclass(frozen=True)
+class Owned:
+    """A machine that is bought: what an hour of it costs.
+
+    Attributes
+    ----------
+    usd
+        Price (low, middle, high), host and network in.
+    years
+        Over which it is written off.
+    usd_per_kwh
+        Price of electricity (low, middle, high).
+    pue
+        Power of the data centre over that of its machines (low, middle, high); 1.1 to 1.5 is the range of published ones.
+    host
+        Watts of host and network for each watt of the device.
+    """
+
+    usd: tuple[float, float, float]
+    years: float = 4.0
+    usd_per_kwh: tuple[float, float, float] = (0.06, 0.10, 0.20)
+    pue: tuple[float, float, float] = (1.1, 1.25, 1.5)
+    host: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Refuses what is no price."""
+        for name in ("usd", "usd_per_kwh", "pue"):
+            low, middle, high = getattr(self, name)
+            if not 0 < low <= middle <= high < math.inf:
+                raise ValueError(f"{name}: expected 0 < low <= middle <= high, got {getattr(self, name)}")
+        if self.pue[0] < 1:
+            raise ValueError(f"pue: expected at least 1, got {self.pue[0]}")
+        _positive(self.years, "years")
+        if not 0 <= self.host <= 10:
+            raise ValueError(f"host: expected 0 to 10 watts for each of the device, got {self.host}")
+
+    def usd_per_hour(self, watts: FloatArray, draws: Draws) -> FloatArray:
+        """Write-off of an hour, idle ones in, and its electricity at so many watts of the device."""
+        capital = draws.between("purchase", *self.usd) / (self.years * 8760.0)
+        power = watts / 1000.0 * (1.0 + self.host) * draws.between("pue", *self.pue)
+        return np.asarray(capital + power * draws.between("kwh", *self.usd_per_kwh))
+
+
+def rent(low: float, high: float, draws: Draws) -> FloatArray:
+    """Dollars an hour from a dated range, by draw: its geometric middle, the ends its 90% interval."""
+    if not 0 <= low <= high < math.inf:
+        raise ValueError(f"usd_per_hour: expected 0 <= low <= high, got {low} and {high}")
+    if high == 0:
+        return np.zeros(draws.count + 1)
+    return draws.between("price", _positive(low, "usd_per_hour"), math.sqrt(low * high), high)
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """Dollars of a million tokens in (new ones, not cached) and out, and of a request. Arrays by draw."""
+
+    usd_per_million_in: FloatArray
+    usd_per_million_out: FloatArray
+    usd_per_request: FloatArray
+
+
+def token_cost(
+    usd_per_hour: FloatArray, requests_per_s: FloatArray, prompt_share: FloatArray, new_in: float, out: float
+) -> TokenCost:
+    """What a machine's hour costs, given to tokens in and out by the share of its time that each takes.
+
+    Parameters
+    ----------
+    requests_per_s
+        At capacity, the cost of use; at the rate that arrives, the cost of allocation: idle time is paid too.
+    prompt_share
+        Share of the busy time that prompts take.
+    new_in, out
+        Tokens of a request: new ones of its prompt, and of its answer.
+    """
+    request = usd_per_hour / 3600.0 / requests_per_s
+    return TokenCost(
+        1e6 * request * prompt_share / _positive(new_in, "new_in"),
+        1e6 * request * (1.0 - prompt_share) / _positive(out, "out"),
+        request,
+    )
+
+
+def break_even_queries(usd_per_month: float, usd_per_query: float) -> float:
+    """Queries a month at which a subscription pays for what it costs."""
+    return _positive(usd_per_month, "usd_per_month") / _positive(usd_per_query, "usd_per_query")
+
+
+def affordable_usd(usd_per_month: float, queries: float) -> float:
+    """What a query may cost so that a subscriber who asks so many a month costs no more than he pays."""
+    return _positive(usd_per_month, "usd_per_month") / _positive(queries, "queries")
+
+
+def distilled_usd(teacher: FloatArray, student: FloatArray, handed_over: float = 0.0) -> FloatArray:
+    """Dollars a query of a student that hands a share of the questions on to its teacher, after trying."""
+    if not 0 <= handed_over <= 1:
+        raise ValueError(f"handed_over: expected a share, got {handed_over}")
+    return np.asarray(student + handed_over * teacher)
