@@ -118,6 +118,8 @@ def test_commands_import_only_the_standard_library_at_the_top():
         ["convert"],
         ["profile"],
         ["validate"],
+        ["plan"],
+        ["video"],
         ["techniques"],
         ["claims"],
     ],

@@ -9,6 +9,8 @@ COMMANDS = {
     "doctor": "what is here: machine, kernel variants, threads, libraries, GPU",
     "calibrate": "measure this machine with the real kernels and write a profile",
     "predict": "price a model on a calibrated machine",
+    "plan": "plan a server: what it holds, how fast it answers, what tokens and tasks cost",
+    "video": "price generated video by steps, frames and size",
     "techniques": "what techniques gain, alone and together, and how much they get in each other's way",
     "claims": "recompute claims about the cost of inference, each with its arithmetic and a verdict",
     "inspect": "what a model file holds, and what INT4 would cost it in accuracy",

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Recomputes the claims; exit status 0."""
-    from assay.catalog import find_device, list_claims, load_model
-    from assay.cost.cases import Draws
+    from assay.catalog import find_device, list_claims, list_videos, load_model, token_price
+    from assay.cost.draws import Draws
     from assay.cost.claims import VERDICTS, World, recompute
     from assay.report.table import render, to_json
 
@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"device: expected one of the catalog, got {name!r}")
         return row
 
-    world = World(load_model, device, Draws(seed=args.seed))
+    numbers = {claim["id"]: claim["numbers"] for claim in claims}
+    world = World(load_model, device, Draws(seed=args.seed), token_price, tuple(list_videos()), numbers)
     rows = [recompute(claim, world) for claim in claims if claim["id"] in wanted]
     for row in rows:
         row["recomputed"] = _recomputed(row)

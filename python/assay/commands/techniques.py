@@ -5,26 +5,33 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
+from . import _case
+
 if TYPE_CHECKING:
-    from assay.cost.cases import Case, Machine, Speculation
+    from assay.cost.cases import Case
+    from assay.cost.machines import Machine
     from assay.cost.techniques import Combination, Technique
     from assay.model import ModelSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DEFAULT_MODEL = "mixtral-8x7b"
-DEFAULT_HARDWARE = "h200-sxm"
-WEIGHTS = ("bf16", "fp8", "int8", "w4a16", "w4a8", "mxfp4", "nvfp4")
+DEFAULT_STUDENT = "phi-3-mini"
+DEFAULT_CHIP = "groq-lpu"
 SYNTAX = """\
 techniques, separated by commas; options after colons:
-  int4 w4a8 w4a16 fp8 int8 mxfp4 nvfp4   weights (int4: w4a8 on a profile, w4a16 on a data sheet)
+  int4 w4a8 w4a16 fp8 int8 mxfp4 nvfp4   weights (int4: w4a8 on a profile, w4a16 on a data sheet) [:loss=0.02..0.03]
   kv=fp8 kv=int8                         KV cache
   moe[:experts=8:k=2][:equal=total]      a mixture against the dense model of equal total or active parameters
-  spec[:k=4][:accept=0.7][:draft=0.05]   speculation: drafts, acceptance (0.6..0.8 is an interval), cost of a draft step
-      [:length=2.5][:tree=4-2-1][:fixed=0]   measured accepted length; children by depth; bookkeeping, in plain steps
+  spec[:k=4][:accept=0.8/0.7/0.6][:draft=0.05]   drafts, acceptance by depth (0.6..0.8 is an interval), cost of a pass
+      [:length=2.5][:tree=4-2-1][:fixed=0][:passes=1][:ranks=1/0.3/0.1][:block=yes]
   batching                               continuous and paged against static and reserved
+  silicon[:to=groq-lpu]                  so many chips as hold the model; gains are then a watt of nameplate power
+  distil[:model=phi-3-mini][:loss=0.05]  a smaller model
+  adaptive[:spread=0.6..1.4][:covered=0.95]   tokens as needed against a budget that covers most questions
+  io                                     attention that keeps its scores on the chip against one that writes them
   prefix[:hit=0.5]                       share of the prompt found in a prefix cache
-  distil:model=NAME                      a smaller model
   hardware:to=NAME[:devices=1]           another device
+default: all of moe (of a mixture), spec, int4, batching, silicon, distil, adaptive and io that the machine has
 """
 
 
@@ -36,19 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", metavar="MODEL", nargs="?", default=DEFAULT_MODEL,
         help=f"catalog name, Hugging Face config.json, or GGUF file ({DEFAULT_MODEL})",
     )  # fmt: skip
-    parser.add_argument(
-        "--with", dest="techniques", metavar="T,...", help="techniques (default: moe if it is one,int4,spec)"
-    )
-    parser.add_argument("--hardware", metavar="NAME", help=f"device of the catalog ({DEFAULT_HARDWARE})")
-    parser.add_argument(
-        "--devices", type=int, default=1, metavar="N", help="so many of them, communication not priced (1)"
-    )
-    parser.add_argument("--profile", metavar="FILE", help="a calibrated machine instead of a catalog device")
-    parser.add_argument("--weights", choices=WEIGHTS, default="bf16", help="weights of the base case (bf16)")
-    parser.add_argument("--batch", type=int, default=1, metavar="B", help="most requests at once (1)")
+    parser.add_argument("--with", dest="techniques", metavar="T,...", help="techniques (default: see below)")
+    _case.add_machine(parser)
+    parser.add_argument("--weights", choices=_case.WEIGHTS, default="bf16", help="weights of the base case (bf16)")
+    parser.add_argument("--batch", type=int, default=16, metavar="B", help="most requests at once (16)")
     parser.add_argument("--isl", type=int, default=512, help="input tokens a request (512)")
     parser.add_argument("--osl", type=int, default=128, help="output tokens a request (128)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws behind the intervals (0)")
+    parser.add_argument("--largest", type=int, choices=(1, 2, 3), default=3, help="techniques in a set (3)")
+    parser.add_argument("--most-loss", type=float, default=1.0, metavar="L", help="leave out sets that may lose more quality (1)")
+    parser.add_argument("--measured", metavar="FILE", help="JSON with rows of techniques and their measured speed-up")
     parser.add_argument(
         "-o", "--output", choices=("table", "md", "csv", "json"), default="table", help="format (table)"
     )
@@ -57,25 +60,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prices every technique and every set of two and three; exit status 0."""
     from assay.catalog import resolve_model
-    from assay.cost.cases import Draws
-    from assay.cost.techniques import speedups
+    from assay.cost.draws import Draws
+    from assay.cost.techniques import exclusive, speedups
     from assay.report.table import render, to_json
 
-    if args.seed < 0:
-        raise ValueError(f"--seed: expected at least 0, got {args.seed}")
+    if not 0 <= args.most_loss <= 1:
+        raise ValueError(f"--most-loss: expected a share, got {args.most_loss}")
     model = resolve_model(args.model)
-    machine = _machine(args)
-    text = ("moe,int4,spec" if model.experts else "int4,spec") if args.techniques is None else args.techniques
-    base, techniques = _case(args, model, machine, text)
-    start, found = speedups(base, techniques, draws=Draws(seed=args.seed))
-    rows = [_row(c) for c in (start, *found)]
+    machine = _case.machine(args)
+    words = _default(model, machine) if args.techniques is None else args.techniques.split(",")
+    base, techniques = _base(args, model, machine, [word.strip() for word in words])
+    draws = Draws(seed=args.seed)
+    start, found = speedups(base, techniques, largest_set=args.largest, draws=draws, most_loss=args.most_loss)
+    if not found:
+        raise ValueError(f"--most-loss: expected one that some technique keeps, got {args.most_loss}")
+    measured = _measured(args.measured)
+    rows = [_row(c, measured) for c in (start, *found)]
     verdict = _verdict(found)
     notes = [
         "[low, high] are 90% intervals; shared errors cancel in speed-ups and indices.",
-        "I: speed-up of the set over the product of its members' own; below 1 they get in each other's way.",
-        "Output tokens a second, prompts included. "
-        + ("Utilisations of a data sheet's device are judgements, not measurements." if not args.profile else
-           "Formats without a calibrated kernel are priced on the measured roofs."),
+        "Speed-up: in answers a second" + (", a watt of nameplate power" if any(t.changes == "chip" for t in techniques) else "")
+        + ". I: of the set over the product of its members' own; below 1 they get in each other's way.",
+        "theory, practice: what the claims of `assay claims` say of each, products for sets.",
+        *(f"{a} and {b} change the same thing: no set holds both." for a, b in exclusive(techniques)),
+        "Utilisations of a data sheet's device are judgements, not measurements." if not args.profile else
+        "Formats without a calibrated kernel are priced on the measured roofs.",
+        *draws.notes,
     ]  # fmt: skip
     if args.output == "json":
         answer = {
@@ -104,48 +114,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _machine(args: argparse.Namespace) -> "Machine":
-    from assay.cost.cases import Calibrated
-
-    if args.profile is None:
-        return _device(args.hardware or DEFAULT_HARDWARE, args.devices)
-    if args.hardware is not None or args.devices != 1:
-        raise ValueError("--profile: expected no --hardware and --devices beside it, got both")
-    from assay.cost.stored import load_model
-    from assay.profile import load
-
-    profile = load(args.profile)
-    cost = load_model(profile)
-    memory = profile.machine.memory_bytes
-    return Calibrated(
-        profile.machine.cpu, cost, max(cost.threads(), default=1), None if memory is None else float(memory)
-    )
-
-
-def _device(name: str, count: int) -> "Machine":
-    from assay.catalog import find_device, list_devices
-    from assay.cost.cases import datasheet
-
-    row = find_device(name)
-    if row is None:
-        known = ", ".join(device["name"] for device in list_devices())
-        raise ValueError(f"hardware: expected one of {known}, got {name!r}")
-    return datasheet(row, count)
-
-
 # ---- techniques from text -----------------------------------------------------------------------------------
 
 
-def _case(
-    args: argparse.Namespace, model: "ModelSpec", machine: "Machine", text: str
+def _default(model: "ModelSpec", machine: "Machine") -> list[str]:
+    """Every technique that the machine and the model have; speculation in the middle of published acceptance."""
+    words = (["moe"] if model.experts else []) + ["spec", "int4", "batching"]
+    if machine.watts is not None:
+        words.append("silicon")
+    student = ["distil"] if model.num_params > 8e9 else []
+    return words + student + ["adaptive", "io"]
+
+
+def _base(
+    args: argparse.Namespace, model: "ModelSpec", machine: "Machine", words: list[str]
 ) -> "tuple[Case, list[Technique]]":
-    """The base case and the techniques; a mixture's base is its dense twin, batching's is a static batch."""
+    """The base case and the techniques: of each that is asked for, the base goes without."""
     from assay.cost.cases import Case
     from assay.cost.techniques import Technique, dense_twin
 
-    base, continuous, techniques = model, True, []
-    for word in (part.strip() for part in text.split(",")):
-        kind, options = _split(word)
+    base, continuous, io_aware, techniques = model, True, True, []
+    for word in words:
+        kind, options = _case.split(word)
         if kind == "moe":
             equal = options.pop("equal", "total")
             if model.experts is not None:
@@ -156,107 +146,124 @@ def _case(
         elif kind == "batching":
             continuous = False
             techniques.append(Technique("batching", "continuous", continuous=True))
+        elif kind == "io":
+            io_aware = False
+            techniques.append(Technique("io", "io_aware", io_aware=True))
         else:
             techniques.append(_technique(kind, options, args.profile is not None))
         if options:
             raise ValueError(f"{kind}: expected none of {', '.join(options)}; see assay techniques --help")
-    return (
-        Case(base, machine, args.weights, batch=args.batch, isl=args.isl, osl=args.osl, continuous=continuous),
-        techniques,
+    case = Case(
+        base, machine, args.weights, batch=args.batch, isl=args.isl, osl=args.osl, continuous=continuous, io_aware=io_aware
     )
-
-
-def _split(word: str) -> tuple[str, dict[str, str]]:
-    """ "spec:k=4" as its kind and options."""
-    kind, *rest = word.split(":")
-    options: dict[str, str] = {}
-    for part in rest:
-        key, equals, value = part.partition("=")
-        if not equals or not value or key in options:
-            raise ValueError(f"{kind}: expected options like k=4, each once, got {part!r}")
-        options[key] = value
-    return kind, options
+    return case, techniques
 
 
 def _mixture(model: "ModelSpec", options: dict[str, str], equal: str) -> "ModelSpec":
     from assay.cost.techniques import sparse
 
-    return sparse(model, _whole(options, "experts", "8"), _whole(options, "k", "2"), equal)
+    experts = _case.whole(options.pop("experts", "8"), "experts")
+    return sparse(model, experts, _case.whole(options.pop("k", "2"), "k"), equal)
 
 
 def _technique(kind: str, options: dict[str, str], calibrated: bool) -> "Technique":
+    from dataclasses import replace
+
     from assay.catalog import resolve_model
-    from assay.cost.techniques import Technique, quantised_kv, quantised_weights, speculative
+    from assay.cost.machines import Datasheet
+    from assay.cost.techniques import Technique, adaptive, quantised_kv, quantised_weights, speculative
 
+    loss = _case.triple(options.pop("loss"), "loss") if "loss" in options else (0.0, 0.0, 0.0)
     if kind == "int4":
-        return quantised_weights("w4a8" if calibrated else "w4a16")
-    if kind in WEIGHTS:
-        return quantised_weights(kind)
-    if kind.startswith("kv="):
-        return quantised_kv(kind[3:])
-    if kind == "spec":
-        return speculative(_speculation(options))
-    if kind == "prefix":
-        return Technique("prefix", "prefix_hit", prefix_hit=_number(options, "hit", "0.5"))
-    if kind == "distil" and "model" in options:
-        return Technique("distil", "model", model=resolve_model(options.pop("model")))
-    if kind == "hardware" and "to" in options:
-        return Technique("hardware", "machine", machine=_device(options.pop("to"), _whole(options, "devices", "1")))
-    raise ValueError(f"--with: expected techniques as in assay techniques --help, got {kind!r}")
-
-
-def _speculation(options: dict[str, str]) -> "Speculation":
-    from assay.cost.cases import Speculation
-
-    if "tree" in options and "k" in options:
-        raise ValueError("spec: expected k or tree, got both")
-    if "tree" in options:
-        parts = options.pop("tree").split("-")
-        branches = tuple(_whole({"tree": part}, "tree", "") for part in parts)
+        found = quantised_weights("w4a8" if calibrated else "w4a16")
+    elif kind in _case.WEIGHTS:
+        found = quantised_weights(kind)
+    elif kind.startswith("kv="):
+        found = quantised_kv(kind[3:])
+    elif kind == "spec":
+        found = speculative(_case.speculation(options))
+    elif kind == "prefix":
+        found = Technique("prefix", "prefix_hit", prefix_hit=_case.number(options.pop("hit", "0.5"), "hit"))
+    elif kind == "distil":
+        found = Technique("distil", "model", model=resolve_model(options.pop("model", DEFAULT_STUDENT)))
+    elif kind == "adaptive":
+        found = adaptive(
+            _case.triple(options.pop("spread", "0.6..1.4"), "spread"), _case.number(options.pop("covered", "0.95"), "covered")
+        )
+    elif kind == "silicon":
+        chip = _case.device(options.pop("to", DEFAULT_CHIP))
+        assert isinstance(chip, Datasheet)
+        found = Technique("silicon", "chip", chip=chip)
+    elif kind == "hardware" and "to" in options:
+        count = _case.whole(options.pop("devices", "1"), "devices")
+        found = Technique("hardware", "machine", machine=_case.device(options.pop("to"), count))
     else:
-        drafts = _whole(options, "k", "4")
-        if not 1 <= drafts <= 64:
-            raise ValueError(f"spec:k: expected 1 to 64 drafts, got {drafts}")
-        branches = (1,) * drafts
-    length = _triple(options.pop("length"), "length") if "length" in options else None
-    return Speculation(
-        branches,
-        _triple(options.pop("accept", "0.6..0.8"), "accept"),
-        length,
-        _number(options, "draft", "0.05"),
-        _number(options, "fixed", "0"),
-    )
+        raise ValueError(f"--with: expected techniques as in assay techniques --help, got {kind!r}")
+    return replace(found, loss=loss)
 
 
-def _whole(options: dict[str, str], key: str, default: str) -> int:
-    text = options.pop(key, default)
+def _claims() -> dict[str, dict[str, Any]]:
+    """What the ledger's rows say of a technique, by its kind."""
+    from assay.catalog import list_claims
+
+    return {row["technique"]: row for row in list_claims() if "technique" in row}
+
+
+def _kind(name: str) -> str:
+    """The kind of a technique's name, as the ledger has it."""
+    if name in _case.WEIGHTS:
+        return "int4" if name in ("w4a16", "w4a8") else name
+    return name.partition(":")[0].partition("=")[0]
+
+
+def _measured(path: str | None) -> dict[frozenset[str], float]:
+    """Measured speed-ups by set, from a file of ``{"rows": [{"techniques": [...], "speedup": x}]}``."""
+    import json
+    import math
+    from pathlib import Path
+
+    from assay.errors import FormatError
+
+    if path is None:
+        return {}
     try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{key}: expected an integer, got {text!r}") from None
-
-
-def _number(options: dict[str, str], key: str, default: str) -> float:
-    text = options.pop(key, default)
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{key}: expected a number, got {text!r}") from None
-
-
-def _triple(text: str, key: str) -> tuple[float, float, float]:
-    """ "0.7", or "0.6..0.8" with its middle."""
-    low, dots, high = text.partition("..")
-    ends = [_number({key: end}, key, "") for end in ((low, high) if dots else (low, low))]
-    return ends[0], (ends[0] + ends[1]) / 2.0, ends[1]
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
+        found = {frozenset(str(t) for t in row["techniques"]): float(row["speedup"]) for row in rows}
+    except (ValueError, KeyError, TypeError) as exc:
+        raise FormatError(f"{path}: expected JSON rows of techniques and speedup: {exc}") from exc
+    bad = [v for v in found.values() if not math.isfinite(v) or v <= 0]
+    if bad:
+        raise FormatError(f"{path}: speedup: expected finite numbers above 0, got {bad[0]}")
+    return found
 
 
 # ---- output ------------------------------------------------------------------------------------------------
 
 
-def _row(c: "Combination") -> dict[str, Any]:
+def _row(c: "Combination", measured: dict[frozenset[str], float]) -> dict[str, Any]:
+    import math
+
     index = c.interaction or (None, None, None)
+    claims = _claims()
+    said = [claims.get(_kind(name), {}) for name in c.names]
+
+    def together(key: str) -> list[float] | None:
+        ranges = [row.get(key) for row in said]
+        if not ranges or None in ranges:
+            return None
+        return [math.prod(r[i] for r in ranges if r is not None) for i in (0, 1)]
+
     return {
+        "claims": [str(row["id"]) for row in said if row],
+        "theoretical": together("theoretical"),
+        "practical": together("practical"),
+        "measured": measured.get(frozenset(c.names)),
+        "answers_per_s": c.answers_per_s[0],
+        "answers_per_s_low": c.answers_per_s[1],
+        "answers_per_s_high": c.answers_per_s[2],
+        "loss": c.loss[1],
+        "loss_low": c.loss[0],
+        "loss_high": c.loss[2],
         "techniques": list(c.names),
         "tokens_per_s": c.tokens_per_s[0],
         "tokens_per_s_low": c.tokens_per_s[1],
@@ -285,14 +292,22 @@ def _columns() -> list[Any]:
 
     return [
         Column("techniques", "techniques", lambda names: " + ".join(names) or "none"),
+        Column("theoretical", "theory", _range),
+        Column("practical", "practice", _range),
         Column(three("tokens_per_s"), "tokens/s", table.number),
         Column(three("speedup"), "speed-up", table.number),
         Column("product", "product", table.number, align="right"),
         Column(three("interaction"), "I", table.number),
+        Column("measured", "measured", table.number),
         Column(("bound_before", "bound_after"), "bound by", lambda a, b: a if a == b else f"{a} -> {b}"),
         Column("fits", "fits", table.yes_no),
         Column("why", "because"),
     ]
+
+
+def _range(ends: list[float]) -> str:
+    low, high = ends
+    return f"{low:.3g}" if low == high else f"{low:.3g}-{high:.3g}"
 
 
 def _verdict(found: "list[Combination]") -> str:

@@ -161,6 +161,7 @@ def steady(case: Case, rate_per_s: float, draws: Draws | None = None) -> Steady:
         why = f"refused: at {rho[0]:.0%} of capacity a waiting time is a matter of the last percent of capacity"
     else:
         wait = queue_wait_s(np.minimum(rho, REFUSED), most, case.mean_osl * tpot + ttft)
+        wait = np.where(wait < 1e-6, 0.0, wait)  # less than a microsecond is none
     return Steady(
         case=case,
         rate_per_s=rate_per_s,
