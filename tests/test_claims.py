@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from assay.catalog import find_device, list_claims, load_model
+from assay.catalog import find_device, list_claims, list_videos, load_model, token_price
 from assay.cli import main
-from assay.cost.cases import Draws
 from assay.cost.claims import CASES, VERDICTS, Value, World, exact, recompute, verdict
+from assay.cost.draws import Draws
 
-WORLD = World(load_model, find_device, Draws(64))
 CLAIMS = {claim["id"]: claim for claim in list_claims()}
+NUMBERS = {name: claim["numbers"] for name, claim in CLAIMS.items()}
+WORLD = World(load_model, find_device, Draws(64), token_price, tuple(list_videos()), NUMBERS)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,8 @@ def rows():
 
 def test_every_claim_is_there_and_answered(rows):
     assert list(rows) == [f"C{i:02}" for i in range(1, 39)]
-    assert {claim["case"] for claim in CLAIMS.values()} == set(CASES)
+    used = {part["case"] for claim in CLAIMS.values() for part in (claim, *claim.get("also", ()))}
+    assert used == set(CASES)
     for row in rows.values():
         assert row["verdict"] in VERDICTS
         assert row["arithmetic"]
@@ -59,8 +61,17 @@ def test_verdicts(values, claimed, span, wanted):
 
 
 def test_contradictions_are_found(rows):
-    """A growth of 58% that is 78%, a dense model called sparse, a hundredfold that is tenfold by its own figures."""
-    assert {rows[name]["verdict"] for name in ("C08", "C25", "C32")} == {"inconsistent"}
+    """A growth of 58% that is 78%, a dense model called sparse, a hundredfold that is tenfold by its own figures, and so on."""
+    wrong = ("C07", "C08", "C23", "C24", "C25", "C32")
+    assert {name: rows[name]["verdict"] for name in wrong} == dict.fromkeys(wrong, "inconsistent")
+    # 10 to 20 calls at $0.01 are $0.10 to $0.20, not $1; 100 calls are.
+    assert rows["C06"]["verdict"] == "depends"
+    assert [v["value"] for v in rows["C06"]["values"]] == pytest.approx([0.1, 0.2, 1.0])
+    # The table's own singles reach 10, and its own practical figures multiply to 9 to 30.
+    assert "10 (C13), 10 (C14), 10 (C15)" in rows["C18"]["arithmetic"]
+    assert "index of 0.33 to 0.56" in rows["C18"]["arithmetic"]
+    # 12B of 123B active would be a tenth, not a fifth.
+    assert "10.25" in rows["C25"]["arithmetic"]
     assert rows["C32"]["values"][0]["value"] == pytest.approx(10**0.25 - 1)
     assert rows["C25"]["values"][0]["value"] == pytest.approx(122.6e9, rel=1e-3)
     assert rows["C33"]["verdict"] == "consistent"
@@ -99,6 +110,17 @@ def test_command(capsys):
     assert all(keys <= set(row) for row in answer["rows"])
     table = list(csv.DictReader(io.StringIO(run(capsys, "-o", "csv")[1])))
     assert [row["verdict"] for row in table] == [row["verdict"] for row in answer["rows"]]
+
+
+def test_a_row_is_as_bad_as_its_worst_part():
+    good = {"id": "C99", "claim": "", "case": "product_range", "numbers": {"factors": [[2, 2], [3, 3]], "unit": "", "claimed": [6, 6]}}
+    part = {"says": "also", "case": "product_range", "numbers": {"factors": [[2, 2], [3, 3]], "unit": "", "claimed": [7, 7]}}
+    assert recompute(good, WORLD)["verdict"] == "consistent"
+    assert recompute({**good, "also": [part]}, WORLD)["verdict"] == "inconsistent"
+    fine = {**part, "numbers": {**part["numbers"], "claimed": [6, 6]}}
+    assert recompute({**good, "also": [fine]}, WORLD)["verdict"] == "consistent"
+    nothing = {"says": "also", "case": "none", "numbers": {"reason": "none"}}
+    assert recompute({**good, "also": [nothing]}, WORLD)["verdict"] == "consistent"
 
 
 @pytest.mark.parametrize("args", [["C99"], ["--seed", "-1"], ["C01", "x"]])

@@ -9,20 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.catalog import list_devices, load_model
-from assay.cost.cases import (  # fmt: skip
-    KV_BYTES,
-    WEIGHTS,
-    Calibrated,
-    Case,
-    Datasheet,
-    Draws,
-    Speculation,
-    datasheet,
-    longest_over_mean,
-    price,
-    touched,
-)
+from assay.cost.cases import KV_BYTES, Case, longest_over_mean, price, touched
+from assay.cost.drafting import Speculation
+from assay.cost.draws import Draws
 from assay.cost.fit import fit_profile
+from assay.cost.machines import WEIGHTS, Calibrated, Datasheet, datasheet
 from assay.cost.techniques import (
     Technique,
     dense_twin,
@@ -37,6 +28,8 @@ from synthetic import synthetic_profile
 MIXTURE, DENSE = load_model("mixtral-8x7b"), load_model("llama-3.1-8b")
 GPU = Datasheet("a device", 141e9, 4.8e12, {"bf16": 989e12, "int8": 1979e12, "fp8": 1979e12})
 CHAIN = Speculation((1, 1, 1, 1), (0.6, 0.7, 0.8))
+TIMES = ("overhead_s", "layer_s", "expert_layer_s", "pass_s")
+NO_TIME = dict.fromkeys(TIMES, (1e-30,) * 3)
 DRAWS = Draws(64)
 
 
@@ -53,7 +46,7 @@ def scaled(machine, factor):
         name="faster",
         bytes_per_s=machine.bytes_per_s * factor,
         ops_per_s={kind: rate * factor for kind, rate in machine.ops_per_s.items()},
-        overhead_s=tuple(t / factor for t in machine.overhead_s),
+        **{name: tuple(t / factor for t in getattr(machine, name)) for name in TIMES},
     )
 
 
@@ -77,7 +70,7 @@ def test_index_is_one_where_nothing_interacts(model, batch, factor, other):
 
 def test_index_of_pure_bandwidth_is_one():
     """Without operations or overhead, bytes over bandwidth is a product of its factors."""
-    machine = replace(GPU, memory_bytes=None, overhead_s=(1e-30,) * 3, ops_per_s={"bf16": 1e30}, p=64.0)
+    machine = replace(GPU, memory_bytes=None, **NO_TIME, ops_per_s={"bf16": 1e30}, p=64.0)
     twice = replace(machine, bytes_per_s=2 * machine.bytes_per_s)
     _, found = speedups(
         Case(DENSE, machine), [quantised_weights("w4a16"), Technique("bus", "machine", machine=twice)], draws=DRAWS
@@ -167,7 +160,7 @@ def test_experts_touched_are_bounded(model, requests, width):
 
 def test_units():
     """One dense token at batch 1 without prompt or overhead reads every weight but the embedding once."""
-    machine = replace(GPU, overhead_s=(1e-30,) * 3, memory_utilisation=(1.0,) * 3, ops_per_s={"bf16": 1e30}, p=64.0)
+    machine = replace(GPU, **NO_TIME, memory_utilisation=(1.0,) * 3, ops_per_s={"bf16": 1e30}, p=64.0)
     case = Case(DENSE, machine, isl=1, osl=1)
     read = 2.0 * (DENSE.num_params - DENSE.vector_params - DENSE.vocab_size * DENSE.hidden_size)
     assert price(case, Draws(0)).step_s[0] == pytest.approx(read / machine.bytes_per_s, rel=2e-3)

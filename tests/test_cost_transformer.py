@@ -201,3 +201,15 @@ def test_without_an_int4_fit_everything_is_priced_on_roofs():
     assert row.decode.basis == "roof"
     assert row.decode.measured_share == 0
     assert "moe_route" not in by_name(row.decode)
+
+
+def test_influences_are_by_op():
+    from assay.cost.draws import Influence
+    from assay.cost.explain import step_influences
+
+    cost = fit_profile(synthetic_profile())
+    step = step_cost(hand_made_model(), "int4", 4, 256, cost, 2)
+    found = step_influences(step)
+    assert {i.cause for i in found} == {call.op for call in step.calls}
+    assert [i.swing for i in found] == sorted((i.swing for i in found), reverse=True)
+    assert all(isinstance(i, Influence) and i.at_low <= step.time_s <= i.at_high for i in found)

@@ -26,10 +26,51 @@ def test_table(run):
     status, out, err = run()
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0].startswith("Mixtral-8x7B-v0.1's dense twin of equal total parameters on NVIDIA H200 SXM, batch 1")
-    assert lines[1].startswith("Most: moe + w4a16 + spec:k=4, ")
+    assert lines[0].startswith("Mixtral-8x7B-v0.1's dense twin of equal total parameters on NVIDIA H200 SXM, batch 16")
+    assert lines[1].startswith("Most: ")
     assert lines[-1] == "Next: assay techniques mixtral-8x7b --batch 64"
-    assert sum(" + " in line for line in lines[5:12]) == 3  # the pairs, after base and singles
+    assert "moe and distil change the same thing: no set holds both." in out
+
+
+def test_every_technique_and_every_set(run):
+    """C10 to C17 alone, in pairs and in threes, less the sets that hold two models."""
+    answer = json.loads(run("-o", "json")[1])
+    claims = {row["claims"][0] for row in answer["rows"] if len(row["techniques"]) == 1}
+    assert claims == {f"C{i}" for i in range(10, 18)}
+    sizes = [len(row["techniques"]) for row in answer["rows"]]
+    assert [sizes.count(n) for n in (0, 1, 2, 3)] == [1, 8, 28 - 1, 56 - 6]
+    for row in answer["rows"][1:]:
+        assert row["why"]
+        assert row["measured"] is None
+        assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
+        if len(row["techniques"]) > 1:
+            assert row["interaction_low"] <= row["interaction"] <= row["interaction_high"]
+            assert row["interaction"] == pytest.approx(row["speedup"] / row["product"])
+    by_set = {frozenset(row["techniques"]): row for row in answer["rows"]}
+    pair = by_set[frozenset(["moe", "w4a16"])]
+    assert (pair["theoretical"], pair["practical"]) == ([16, 16], [6, 12])
+
+
+def test_measured_speed_ups_stand_beside(run, tmp_path):
+    path = tmp_path / "measured.json"
+    path.write_text(json.dumps({"rows": [{"techniques": ["int8", "spec:k=2"], "speedup": 2.25}]}))
+    out = json.loads(run("--with", "spec:k=2,int8", "--measured", str(path), "-o", "json")[1])
+    assert [row["measured"] for row in out["rows"]] == [None, None, None, 2.25]
+    for text in ("{}", '{"rows": [{"techniques": ["int8"], "speedup": -1}]}', "[", '{"rows": [{"techniques": 3, "speedup": 1}]}'):
+        path.write_text(text)
+        status, _, err = run("--measured", str(path))
+        assert status == 2
+        assert "measured.json" in err
+
+
+def test_quality_is_a_constraint(run):
+    args = ("--with", "int4:loss=0.02..0.03,kv=fp8:loss=0.01,batching", "-o", "json")
+    every = json.loads(run(*args)[1])["rows"]
+    assert max(row["loss_high"] for row in every) == pytest.approx(0.04)
+    kept = json.loads(run(*args, "--most-loss", "0.03")[1])["rows"]
+    assert all(row["loss_high"] <= 0.03 for row in kept)
+    assert len(kept) == len(every) - 2  # the pair of both losses, and the three
+    assert run(*args[:2], "--most-loss", "nan")[0] == 2
 
 
 def test_json_and_csv_agree(run):
@@ -59,9 +100,13 @@ def test_profile(run, tmp_path):
     profile = synthetic_profile()
     profile.fits, profile.accuracy = summarise(profile)
     save(profile, tmp_path / "p.json")
-    status, out, _ = run("llama-3.1-8b", "--profile", str(tmp_path / "p.json"))
+    status, out, _ = run("llama-3.1-8b", "--profile", str(tmp_path / "p.json"), "--batch", "1")
     assert status == 0
-    assert "w4a8 + spec:k=4" in out
+    assert "spec:k=4 + w4a8" in out
+    assert "silicon" not in out  # no watts to compare it by
+    status, _, err = run("llama-3.1-8b", "--profile", str(tmp_path / "p.json"), "--with", "silicon")
+    assert status == 2
+    assert "watts" in err
 
 
 @pytest.mark.parametrize(
@@ -78,7 +123,14 @@ def test_profile(run, tmp_path):
         (("--with", "prefix:hit=1"), "prefix_hit"),
         (("--with", "int4,int4"), "different"),
         (("--with", ""), "''"),
-        (("--with", "distil"), "distil"),
+        (("--with", "distil:model=x"), "unknown model"),
+        (("--with", "adaptive:spread=0"), "spread"),
+        (("--with", "adaptive:covered=1"), "covered"),
+        (("--with", "silicon:to=apple-m4"), "link"),
+        (("--with", "spec:accept=0.9/0.8..0.7"), "accept"),
+        (("--with", "spec:k=2:passes=3"), "passes"),
+        (("--with", "int4:loss=2"), "loss"),
+        (("--most-loss", "2"), "--most-loss"),
         (("--hardware", "abacus"), "abacus"),
         (("--devices", "0"), "num_devices"),
         (("--batch", "0"), "batch"),

@@ -132,7 +132,8 @@ def run(args: argparse.Namespace) -> int:
             "verdict": _verdict(predictions, best, profile),
             "notes": notes,
             "rows": [
-                row | ({"calls": _calls(p)} if args.explain else {}) for row, p in zip(rows, predictions, strict=True)
+                row | ({"calls": _calls(p), "inputs": _inputs(p)} if args.explain else {})
+                for row, p in zip(rows, predictions, strict=True)
             ],
         }
         print(to_json(answer))
@@ -348,6 +349,14 @@ def _calls(p: "Prediction") -> list[dict[str, Any]]:
     ]
 
 
+def _inputs(p: "Prediction") -> list[dict[str, Any]]:
+    """The three uncertain inputs that move the decode step most."""
+    from assay.cost.explain import step_influences
+
+    return [{"input": f"error of {i.cause}", "tpot_at_low_s": i.at_low, "tpot_at_high_s": i.at_high}
+            for i in step_influences(p.decode)[:3]]  # fmt: skip
+
+
 def _explained(p: "Prediction", fmt: str) -> str:
     from assay.report import table
     from assay.report.table import Column
@@ -366,6 +375,8 @@ def _explained(p: "Prediction", fmt: str) -> str:
         rows = [row for row in _calls(p) if row["phase"] == phase]
         title = f"{p.precision}, batch {p.batch}, {phase}: {table.seconds(step.time_s, step.low_s, step.high_s)}"
         parts.append(f"{title}\n\n{table.render(rows, columns, fmt)}")
+    moved = [f"{i['input']} ({table.seconds(i['tpot_at_low_s'])} to {table.seconds(i['tpot_at_high_s'])})" for i in _inputs(p)]
+    parts.append(f"What moves the time per token most: {'; '.join(moved)}.")
     return "\n\n".join(parts)
 
 

@@ -27,11 +27,6 @@ def ratio(n: Mapping[str, Any], world: World) -> Recomputed:
     return Recomputed(ends(a / d, b / c), "x", text, "which ends of the ranges are compared", span=True)
 
 
-def product(n: Mapping[str, Any], world: World) -> Recomputed:
-    """Factors."""
-    return Recomputed((exact(math.prod(n["factors"])),), n["unit"], " x ".join(f"{f:g}" for f in n["factors"]))
-
-
 def product_range(n: Mapping[str, Any], world: World) -> Recomputed:
     """Ranges multiplied."""
     low, high = (math.prod(f[i] for f in n["factors"]) for i in (0, 1))
@@ -179,14 +174,6 @@ def active(n: Mapping[str, Any], world: World) -> Recomputed:
     kind = "dense" if model.experts is None else f"{model.experts.num_experts} experts"
     text = f"{model.num_params:.4g} parameters, {kind} by its published configuration: all are active"
     return Recomputed((exact(float(model.active_params_per_token)),), "active parameters", text)
-
-
-def device_ratio(n: Mapping[str, Any], world: World) -> Recomputed:
-    """Peaks and bandwidths."""
-    a, b = world.device(n["over"]), world.device(n["under"])
-    compute, memory = (a[key] / b[key] for key in ("ops_per_s", "memory_bytes_per_s"))
-    text = f"dense 16-bit peaks, and bandwidths, of {a['title']} over {b['title']}"
-    return Recomputed((exact(compute, "compute-bound"), exact(memory, "memory-bound")), "x", text, "a lower precision")
 
 
 def power(n: Mapping[str, Any], world: World) -> Recomputed:

@@ -18,8 +18,8 @@ CASES: Mapping[str, Callable[[Mapping[str, Any], World], Recomputed]] = {
     for room, names in (
         (
             arithmetic,
-            ("none", "ratio", "product", "product_range", "agent_calls", "agent_month", "total", "growth", "image_tokens",
-             "video_tokens", "flops", "sustained", "active", "device_ratio", "power", "attention_growth", "attention_io",
+            ("none", "ratio", "product_range", "agent_calls", "agent_month", "total", "growth", "image_tokens",
+             "video_tokens", "flops", "sustained", "active", "power", "attention_growth", "attention_io",
              "list_price", "list_ratio", "own_table"),
         ),
         (

@@ -234,11 +234,11 @@ class Datasheet:
 #: Chips that keep weights in SRAM are scheduled by a compiler: no launches, no scheduler. Set so that public runs lie in the
 #: intervals (docs/serving.md): Groq's Mixtral 8x7B, Llama 2 70B and 7B at 480, 300 and 750 tokens/s for one user.
 STATIC: Mapping[str, Any] = {
-    "overhead_s": (2e-7, 1e-6, 2.5e-6),
-    "layer_s": (1e-6, 5e-6, 2e-5),
-    "expert_layer_s": (2e-6, 1e-5, 4e-5),
-    "pass_s": (1e-5, 1e-4, 1e-3),
-    "link_latency_s": (1e-6, 4e-6, 1.5e-5),
+    "overhead_s": (3e-7, 1.5e-6, 3e-6),
+    "layer_s": (2e-6, 1e-5, 2.5e-5),
+    "expert_layer_s": (4e-6, 2e-5, 5e-5),
+    "pass_s": (1e-5, 2e-4, 1e-3),
+    "link_latency_s": (1e-6, 6e-6, 1.5e-5),
 }
 
 

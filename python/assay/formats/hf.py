@@ -2,8 +2,10 @@
 
 The families llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, gemma, gemma2, gemma3, phi3, olmoe, deepseek_v2,
 deepseek_v3 and gpt_oss are counted to the parameter, each as transformers builds it
-(https://github.com/huggingface/transformers, models/*/configuration_*.py and modeling_*.py). Another ``model_type``
-that has the common fields is read as a llama with those fields; one that lacks a field is refused by the field's name.
+(https://github.com/huggingface/transformers, models/*/configuration_*.py and modeling_*.py); gpt2, gpt_neox, opt, bloom,
+falcon, phi, starcoder2, mpt, dbrx and llama4 to their matrices. Another ``model_type`` that has the common fields is read as
+a llama with those fields; one that lacks a field is refused by the field's name, and so is one whose layers are no
+attention (state space, linear attention, recurrence). A ``vision_config`` becomes the tokens of an image.
 """
 
 import json
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import FormatError
-from ..model import Attention, Experts, Matrix, ModelSpec
+from ..model import Attention, Experts, Matrix, ModelSpec, Vision
 
 __all__ = ["load_config", "spec_from_config"]
 
@@ -35,6 +37,8 @@ class _Family:
     fused: bool = False  # q, k and v are one matrix, gate and up another
     sinks: bool = False  # attention sinks, and biases on router and experts
     router_bias: bool = False
+    gated: bool = True  # gate, up and down; else up and down alone
+    wide: int = 0  # inner width of the feed-forward over the hidden size, where the file does not say
 
 
 _FAMILIES: dict[str, _Family] = {
@@ -67,9 +71,30 @@ _FAMILIES: dict[str, _Family] = {
     "olmoe": _Family({}, head_norms="all"),
     "deepseek_v2": _Family({}),
     "deepseek_v3": _Family({}, router_bias=True),
+    "gpt2": _Family({"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}, gated=False, wide=4),
+    "gpt_neox": _Family({"attention_bias": True, "mlp_bias": True}, gated=False),
+    "opt": _Family({"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}, gated=False),
+    "bloom": _Family({"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}, gated=False, wide=4),
+    "falcon": _Family({"tie_word_embeddings": True}, gated=False, wide=4),
+    "phi": _Family({"attention_bias": True, "mlp_bias": True}, gated=False),
+    "starcoder2": _Family({"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}, gated=False),
+    "mpt": _Family({"tie_word_embeddings": True}, gated=False, wide=4),
+    "dbrx": _Family({}),
+    "llama4_text": _Family({}),
     "gpt_oss": _Family({"attention_bias": True, "sliding_window_pattern": 2}, sinks=True),
 }
-_ALIASES = {"gemma3": "gemma3_text"}
+_ALIASES = {"gemma3": "gemma3_text", "llama4": "llama4_text", "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2",
+            "RefinedWeb": "falcon", "RefinedWebModel": "falcon"}  # fmt: skip
+#: Names that families give to the common fields.
+_RENAMED = {
+    "n_layer": "num_hidden_layers", "n_layers": "num_hidden_layers", "n_embd": "hidden_size", "d_model": "hidden_size",
+    "n_embed": "hidden_size", "n_head": "num_attention_heads", "n_heads": "num_attention_heads", "n_inner": "intermediate_size",
+    "ffn_dim": "intermediate_size", "num_kv_heads": "num_key_value_heads", "n_head_kv": "num_key_value_heads",
+    "n_positions": "max_position_embeddings", "max_seq_len": "max_position_embeddings", "seq_length": "max_position_embeddings",
+}  # fmt: skip
+#: Fields that only models have whose layers keep a state instead of a cache.
+_STATEFUL = ("mamba_d_state", "mamba_expand", "ssm_cfg", "state_size", "ssm_state_size", "attn_layer_period", "lru_width",
+             "linear_num_key_heads", "attention_hidden_size", "conv_L_cache")  # fmt: skip
 _LAYER_KINDS = ("full_attention", "sliding_attention")
 
 
@@ -184,7 +209,11 @@ def spec_from_config(config: object, name: str, source: str) -> ModelSpec:
         raise FormatError(f"{source}: model_type: expected a string, got {reprlib.repr(model_type)}")
     kind = _ALIASES.get(model_type or "", model_type or "")
     family = _FAMILIES.get(kind, _Family({}))
+    values = _common(values, kind)
     c = _Config(values, source, family.defaults)
+    stateful = [field for field in _STATEFUL if values.get(field)]
+    if stateful:
+        c.fail(stateful[0], "a model of attention layers alone", values[stateful[0]])
 
     layers, hidden = c.required("num_hidden_layers", high=_MAX_LAYERS), c.required("hidden_size")
     vocab = c.required("vocab_size", high=1 << 28)
@@ -209,11 +238,63 @@ def spec_from_config(config: object, name: str, source: str) -> ModelSpec:
         max_context=context,
         vector_params=vectors + ffn_vectors + layers * family.norms * hidden + hidden,
         expert_vector_params=expert_vectors,
+        vision=_vision(config, source),
     )
     try:
         return spec.validate()
     except ValueError as exc:
         raise FormatError(f"{source}: {exc}") from exc
+
+
+def _common(values: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The fields under their common names, and what a family keeps elsewhere."""
+    found = dict(values)
+    if kind == "dbrx":
+        for name in ("attn_config", "ffn_config"):
+            inner = found.get(name)
+            found |= {k: v for k, v in inner.items() if k not in found} if isinstance(inner, Mapping) else {}
+        for old, new in (("kv_n_heads", "num_key_value_heads"), ("moe_num_experts", "num_local_experts"),
+                         ("moe_top_k", "num_experts_per_tok"), ("ffn_hidden_size", "intermediate_size")):  # fmt: skip
+            found.setdefault(new, found.get(old))
+    for old, new in _RENAMED.items():
+        if found.get(new) is None and found.get(old) is not None:
+            found[new] = found[old]
+    if kind == "falcon" and found.get("num_key_value_heads") is None and found.get("multi_query", True) is True:
+        found["num_key_value_heads"] = 1
+    if kind == "llama4_text":
+        step = found.get("interleave_moe_layer_step")
+        found.setdefault("decoder_sparse_step", step)
+        found["moe_intermediate_size"] = found.get("intermediate_size")
+        found["intermediate_size"] = found.get("intermediate_size_mlp") or found.get("intermediate_size")
+        found.setdefault("n_shared_experts", 1)
+    return found
+
+
+def _vision(config: Mapping[str, Any], source: str) -> Vision | None:
+    """How the model sees: from its ``vision_config``, and the fields that say what an image becomes."""
+    inner = config.get("vision_config")
+    if not isinstance(inner, Mapping):
+        return None
+    c = _Config(_common(dict(inner), ""), f"{source}: vision_config", {})
+    patch, size = c.integer("patch_size", 1024), c.integer("image_size", 1 << 16)
+    if patch is None:
+        return None
+    merge = c.integer("spatial_merge_size", 64) or 1
+    outer = _Config(dict(config), source, {})
+    fixed = outer.integer("mm_tokens_per_image", 1 << 20) or outer.integer("image_seq_length", 1 << 20)
+    patches = 1
+    if fixed is None and size is not None and c.integer("spatial_merge_size", 64) is None:
+        fixed = (size // patch) ** 2 or None  # a tower of one size without merging: every image is scaled to it
+    elif fixed is not None and size is not None:
+        patches = max(1, (size // patch) ** 2 // fixed)
+    layers = c.integer("num_hidden_layers", _MAX_LAYERS) or c.integer("depth", _MAX_LAYERS) or 0
+    hidden = c.integer("embed_dim") or c.integer("hidden_size") or 0
+    inner_width = c.integer("intermediate_size") or 4 * hidden
+    gated = 3 if c.get("hidden_act") == "silu" else 2
+    return Vision(
+        patch=patch, merge=merge, tokens=fixed, temporal=c.integer("temporal_patch_size", 64) or 1,
+        params=layers * (4 * hidden * hidden + gated * hidden * inner_width), patches_per_token=patches,
+    )  # fmt: skip
 
 
 def _attention(
@@ -294,7 +375,8 @@ def _feed_forward(
     """The experts, and vector parameters outside and inside (one) expert over all layers. Adds the matrices."""
 
     def gated(prefix: str, role: str, n: int, count: int) -> None:
-        matrices.append(Matrix(f"{prefix}_gate", n, hidden, count, role))
+        if family.gated:
+            matrices.append(Matrix(f"{prefix}_gate", n, hidden, count, role))
         matrices.append(Matrix(f"{prefix}_up", n, hidden, count, role))
         matrices.append(Matrix(f"{prefix}_down", hidden, n, count, role))
 
@@ -303,13 +385,13 @@ def _feed_forward(
     sparse = _sparse_layers(c, layers) if num_experts else 0
     vectors = 0
     if sparse < layers:
-        n = c.required("intermediate_size")
+        n = (c.integer("intermediate_size") or family.wide * hidden) if family.wide else c.required("intermediate_size")
         if family.fused:
             matrices.append(Matrix("ffn_gate_up", 2 * n, hidden, layers, "ffn"))
             matrices.append(Matrix("ffn_down", hidden, n, layers, "ffn"))
         else:
             gated("ffn", "ffn", n, layers - sparse)
-        vectors = (2 * n + hidden) * (layers - sparse) * c.flag("mlp_bias", False)
+        vectors = ((1 + family.gated) * n + hidden) * (layers - sparse) * c.flag("mlp_bias", False)
     if not sparse:
         return None, vectors, 0
     top_k = c.required("num_experts_per_tok", "experts_per_token", high=num_experts)
