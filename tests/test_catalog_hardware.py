@@ -76,7 +76,8 @@ def test_prices_are_dated_ranges():
 
 
 @pytest.mark.parametrize(
-    "change", [{"low": 3.0, "high": 2.0}, {"low": -1.0}, {"high": 1e6}, {"date": "soon"}, {"source": ""}, {"low": float("nan")}]
+    "change",
+    [{"low": 3.0, "high": 2.0}, {"low": -1.0}, {"high": 1e6}, {"date": "soon"}, {"source": ""}, {"low": float("nan")}],
 )
 def test_absurd_prices_are_found(change):
     assert check_price({**device_price("h100-sxm"), **change})

@@ -113,8 +113,17 @@ def test_command(capsys):
 
 
 def test_a_row_is_as_bad_as_its_worst_part():
-    good = {"id": "C99", "claim": "", "case": "product_range", "numbers": {"factors": [[2, 2], [3, 3]], "unit": "", "claimed": [6, 6]}}
-    part = {"says": "also", "case": "product_range", "numbers": {"factors": [[2, 2], [3, 3]], "unit": "", "claimed": [7, 7]}}
+    good = {
+        "id": "C99",
+        "claim": "",
+        "case": "product_range",
+        "numbers": {"factors": [[2, 2], [3, 3]], "unit": "", "claimed": [6, 6]},
+    }
+    part = {
+        "says": "also",
+        "case": "product_range",
+        "numbers": {"factors": [[2, 2], [3, 3]], "unit": "", "claimed": [7, 7]},
+    }
     assert recompute(good, WORLD)["verdict"] == "consistent"
     assert recompute({**good, "also": [part]}, WORLD)["verdict"] == "inconsistent"
     fine = {**part, "numbers": {**part["numbers"], "claimed": [6, 6]}}

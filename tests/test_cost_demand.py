@@ -70,7 +70,9 @@ def test_a_loop_is_its_sum(prompt, answer, hidden, calls, returned):
 
 
 def test_agents_are_quadratic_without_a_cache():
-    few, many = (demand(Task(exactly(1000), exactly(500), calls=exactly(n), returned=exactly(500)), 1) for n in (10, 100))
+    few, many = (
+        demand(Task(exactly(1000), exactly(500), calls=exactly(n), returned=exactly(500)), 1) for n in (10, 100)
+    )
     assert many.new_in[0] / few.new_in[0] > 50
 
 
@@ -134,7 +136,9 @@ def test_work_grows_with_steps_frames_and_size(name, steps, frames, side):
     model, machine, none = video_model(VIDEOS[name]), datasheet(find_device("h200-sxm")), Draws(0)
 
     def work(**change):
-        return clip(model, machine, none, **({"steps": steps, "frames": frames, "width": side, "height": side} | change)).time_s[0]
+        return clip(
+            model, machine, none, **({"steps": steps, "frames": frames, "width": side, "height": side} | change)
+        ).time_s[0]
 
     base = work()
     assert work(steps=2 * steps) == pytest.approx(2 * base)
@@ -149,9 +153,7 @@ def test_dollars_of_a_second():
     assert usd_per_second(made, np.array([3600.0]))[0] == pytest.approx(made.time_s[0] * 8 / 49)
 
 
-@pytest.mark.parametrize(
-    "change", [{"steps": 20000}, {"frames": 0, "width": 8}, {"width": 8}, {"weights": "int3"}]
-)
+@pytest.mark.parametrize("change", [{"steps": 20000}, {"frames": 0, "width": 8}, {"width": 8}, {"weights": "int3"}])
 def test_impossible_clips(change):
     with pytest.raises(ValueError, match="expected"):
         clip(video_model(VIDEOS["cogvideox-5b"]), datasheet(find_device("h100-sxm")), **change)

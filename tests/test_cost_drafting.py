@@ -3,7 +3,6 @@
 import itertools
 import math
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from assay.cost.drafting import Speculation, block_length, conditional_acceptanc
 from assay.cost.draws import Draws
 from assay.cost.machines import datasheet
 from assay.cost.speculation import chain_length, chain_length_iid, tree_length
+from assay.importers.inferencex import read_accepted_lengths
 
 NONE = Draws(0)
 RATES = st.floats(0.0, 1.0)
@@ -148,23 +148,12 @@ def test_conditional_acceptance_inverts_the_chain():
     assert all(0 <= a <= 1 for a in noisy)
 
 
-def published_curves():
-    curves = {}
-    for path in sorted(Path(FOLDER).glob("*.yaml")):
-        mode = ""
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if match := re.match(r"\s+(\w+):$", line):
-                mode = f"{path.stem} {match[1]}"
-            elif match := re.match(r"\s+(\d+): ([\d.]+)$", line):
-                curves.setdefault(mode, {})[int(match[1])] = float(match[2])
-    return curves
-
-
 @pytest.mark.skipif(not FOLDER, reason="no folder of published lengths (InferenceX) in ASSAY_ACCEPTANCE_CURVES")
 def test_published_lengths_beyond_the_third_draft():
     """From lengths at 1 to 3 drafts, those at 4 to 8: a mean error below 6% where one repeated rate is off by over 15%."""
     ours, repeated, held = [], [], []
-    for curve in published_curves().values():
+    curves = [c for path in sorted(Path(FOLDER).glob("*.yaml")) for c in read_accepted_lengths(path).values()]
+    for curve in curves:
         known = conditional_acceptance({k: curve[k] for k in (1, 2, 3)})
         for k in range(4, 9):
             rates = extrapolated(known, k)
@@ -187,7 +176,9 @@ def brute_force(rates, nodes):
     full = [()]
     for row in rates:
         full += [path + (r,) for path in full if len(path) == len(full[-1]) for r in range(len(row))]
-    paths = [p for depth in range(1, len(rates) + 1) for p in itertools.product(*(range(len(r)) for r in rates[:depth]))]
+    paths = [
+        p for depth in range(1, len(rates) + 1) for p in itertools.product(*(range(len(r)) for r in rates[:depth]))
+    ]
     best = 0.0
     for chosen in itertools.combinations(paths, min(nodes, len(paths))):
         kept = set(chosen)
@@ -198,7 +189,11 @@ def brute_force(rates, nodes):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.lists(st.floats(0.01, 0.5), min_size=1, max_size=2).map(lambda r: sorted(r, reverse=True)), min_size=1, max_size=3),
+    st.lists(
+        st.lists(st.floats(0.01, 0.5), min_size=1, max_size=2).map(lambda r: sorted(r, reverse=True)),
+        min_size=1,
+        max_size=3,
+    ),
     st.integers(1, 5),
 )
 def test_no_tree_is_worth_more(rates, nodes):

@@ -1,9 +1,8 @@
 """Servers in steady state: Little's law, saturation, what rides along; and whole measured servers."""
 
-import csv
+import itertools
 import math
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from assay.cost.economics import Owned, affordable_usd, break_even_queries, dist
 from assay.cost.fit import fit_profile
 from assay.cost.machines import Calibrated, datasheet
 from assay.cost.serving import REFUSED, mixed_step, queue_wait_s, steady
+from assay.importers.served import read_servers
 from synthetic import synthetic_profile
 
 H100, H200 = (datasheet(find_device(name)) for name in ("h100-sxm", "h200-sxm"))
@@ -36,7 +36,9 @@ def case(model=LLAMA, machine=H100, **options):
 
 @settings(max_examples=15, deadline=None)
 @given(
-    st.sampled_from([LLAMA, MIXTURE]), st.floats(0.05, 0.89), st.sampled_from([None, Speculation((1, 1), (0.6, 0.7, 0.8))])
+    st.sampled_from([LLAMA, MIXTURE]),
+    st.floats(0.05, 0.89),
+    st.sampled_from([None, Speculation((1, 1), (0.6, 0.7, 0.8))]),
 )
 def test_littles_law(model, load, spec):
     """B = lambda o t / tau: what runs is what arrives times how long it stays."""
@@ -51,7 +53,7 @@ def test_littles_law(model, load, spec):
 
 def test_more_arrives_more_runs_and_slower():
     plans = [steady(case(), rate, Draws(0)) for rate in (0.1, 1.0, 5.0, 15.0, 25.0)]
-    for a, b in zip(plans[:-1], plans[1:], strict=True):
+    for a, b in itertools.pairwise(plans):
         assert b.utilisation[0] > a.utilisation[0]
         assert b.running[0] > a.running[0]
         assert b.tpot_s[0] >= a.tpot_s[0] * (1 - 1e-9)
@@ -141,19 +143,18 @@ KNOWN = {
 def test_measured_servers():
     """Time per token of servers of one to eight devices, from datasheets: a median error below 15%, no bias beyond 10%."""
     errors, held = [], []
-    with SERVED.open(encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file) if r["model_path"] in KNOWN and float(r["tp_size"]) <= 8]
-    for row in rows[::5]:
-        name, weights, by_role = KNOWN[row["model_path"]]
-        machine = datasheet(find_device("h200-sxm"), int(float(row["tp_size"])))
-        batch = int(re.search(r"silicon_concurrency=(\d+)", row["silicon_data_source"])[1])
-        served = Case(load_model(name), machine, weights, batch=batch, isl=int(row["isl"]), osl=int(row["osl"]), by_role=by_role)
+    runs = [r for r in read_servers(SERVED) if r.model in KNOWN and r.devices <= 8]
+    for run in runs[::5]:
+        name, weights, by_role = KNOWN[run.model]
+        machine = datasheet(find_device(run.system), run.devices)
+        served = Case(
+            load_model(name), machine, weights, batch=run.concurrency, isl=run.isl, osl=run.osl, by_role=by_role
+        )
         step, _, tokens = mixed_step(served, float(served.running), DRAWS)
         seconds = step.time_s / tokens
-        measured = float(row["silicon_tpot_ms"]) / 1e3
-        errors.append(math.log(seconds[0] / measured))
+        errors.append(math.log(seconds[0] / run.tpot_s))
         low, high = np.percentile(seconds[1:], [5, 95])
-        held.append(low <= measured <= high)
+        held.append(low <= run.tpot_s <= high)
     assert len(errors) > 60
     assert np.median(np.abs(errors)) < 0.15
     assert abs(np.median(errors)) < 0.10

@@ -46,8 +46,12 @@ def test_parameters(name):
 
 def test_active_parameters():
     for name in ("llama-4-scout", "llama-4-maverick"):
-        assert spec_from_config(FAMILIES[name][0], name, "here").active_params_per_token / 1e9 == pytest.approx(17.2, abs=0.1)
-    assert spec_from_config(FAMILIES["dbrx"][0], "dbrx", "here").active_params_per_token / 1e9 == pytest.approx(36.5, abs=0.1)
+        assert spec_from_config(FAMILIES[name][0], name, "here").active_params_per_token / 1e9 == pytest.approx(
+            17.2, abs=0.1
+        )
+    assert spec_from_config(FAMILIES["dbrx"][0], "dbrx", "here").active_params_per_token / 1e9 == pytest.approx(
+        36.5, abs=0.1
+    )
 
 
 TEXT = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128,
@@ -69,7 +73,9 @@ def test_towers(outer, vision, tokens, merge, temporal):
 
 def test_a_tower_is_counted():
     # Qwen2.5-VL: 676 million in all, of which 630 are in its blocks.
-    assert spec_from_config({"text_config": TEXT, "vision_config": QWEN_VISION}, "x", "here").vision.params == 629_964_800
+    assert (
+        spec_from_config({"text_config": TEXT, "vision_config": QWEN_VISION}, "x", "here").vision.params == 629_964_800
+    )
     assert spec_from_config(TEXT, "x", "here").vision is None
 
 

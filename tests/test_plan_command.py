@@ -44,7 +44,16 @@ def test_table(run):
 
 
 def test_json_and_csv_agree(run):
-    args = ("plan", "qwen3-30b-a3b", "--rate", "0.5,2", "--spec", "k=3:accept=0.8/0.7/0.6", "--weights", "w4a16,lm_head=bf16")
+    args = (
+        "plan",
+        "qwen3-30b-a3b",
+        "--rate",
+        "0.5,2",
+        "--spec",
+        "k=3:accept=0.8/0.7/0.6",
+        "--weights",
+        "w4a16,lm_head=bf16",
+    )
     answer = json.loads(run(*args, "-o", "json")[1])
     assert answer["schema"] == "assay-plan"
     assert finite(answer)
@@ -68,14 +77,20 @@ def test_a_task_of_reasoning_and_calls(run):
 
 
 def test_images_and_video_are_tokens(run):
-    status, out, _ = run("plan", "qwen2.5-vl-7b", "--images", "2", "--image-size", "448x448", "--video", "10", "--fps", "2")
+    status, out, _ = run(
+        "plan", "qwen2.5-vl-7b", "--images", "2", "--image-size", "448x448", "--video", "10", "--fps", "2"
+    )
     assert status == 0
     assert "2 images of 448x448 are 512 tokens; 10 s of video at 2 frames a second are 2560 tokens." in out
 
 
 def test_bought_and_rented(run):
-    rented = json.loads(run("plan", "llama-3.1-8b", "--usd-per-hour", "2..2", "--rate", "4", "-o", "json")[1])["rows"][0]
-    owned = json.loads(run("plan", "llama-3.1-8b", "--buy", "35040..35040", "--kwh", "0.1..0.1", "--rate", "4", "-o", "json")[1])
+    rented = json.loads(run("plan", "llama-3.1-8b", "--usd-per-hour", "2..2", "--rate", "4", "-o", "json")[1])["rows"][
+        0
+    ]
+    owned = json.loads(
+        run("plan", "llama-3.1-8b", "--buy", "35040..35040", "--kwh", "0.1..0.1", "--rate", "4", "-o", "json")[1]
+    )
     bought = owned["rows"][0]
     # A dollar an hour of write-off and less than a dollar of electricity.
     assert 0.5 < bought["usd_per_request_paid"] / rented["usd_per_request_paid"] < 1.0
@@ -85,12 +100,25 @@ def test_profile(run, tmp_path):
     profile = synthetic_profile()
     profile.fits, profile.accuracy = summarise(profile)
     save(profile, tmp_path / "p.json")
-    args = ("plan", "llama-3.1-8b", "--profile", str(tmp_path / "p.json"), "--weights", "w4a8", "--rate", "0.01", "--batch", "4")
+    args = (
+        "plan",
+        "llama-3.1-8b",
+        "--profile",
+        str(tmp_path / "p.json"),
+        "--weights",
+        "w4a8",
+        "--rate",
+        "0.01",
+        "--batch",
+        "4",
+    )
     status, out, _ = run(*args, "--isl", "64", "--osl", "16")
     assert status == 0
     assert "no calibrated kernel" in out  # attention is flagged
     assert "No price of this machine is known" in out
-    priced = json.loads(run(*args, "--isl", "64", "--osl", "16", "--usd-per-hour", "1", "--watts", "100", "-o", "json")[1])
+    priced = json.loads(
+        run(*args, "--isl", "64", "--osl", "16", "--usd-per-hour", "1", "--watts", "100", "-o", "json")[1]
+    )
     assert finite(priced)
     assert priced["rows"][0]["watts"] == pytest.approx(100)
 

@@ -56,7 +56,12 @@ def test_measured_speed_ups_stand_beside(run, tmp_path):
     path.write_text(json.dumps({"rows": [{"techniques": ["int8", "spec:k=2"], "speedup": 2.25}]}))
     out = json.loads(run("--with", "spec:k=2,int8", "--measured", str(path), "-o", "json")[1])
     assert [row["measured"] for row in out["rows"]] == [None, None, None, 2.25]
-    for text in ("{}", '{"rows": [{"techniques": ["int8"], "speedup": -1}]}', "[", '{"rows": [{"techniques": 3, "speedup": 1}]}'):
+    for text in (
+        "{}",
+        '{"rows": [{"techniques": ["int8"], "speedup": -1}]}',
+        "[",
+        '{"rows": [{"techniques": 3, "speedup": 1}]}',
+    ):
         path.write_text(text)
         status, _, err = run("--measured", str(path))
         assert status == 2

@@ -62,7 +62,9 @@ def check_device(row: Mapping[str, Any]) -> list[str]:
     for field, table in (("kind", _RIDGE), ("memory", _FASTEST), ("architecture", _PER_CLOCK | _DENSE)):
         if row[field] not in table:
             wrong.append(f"{field}: expected one of {', '.join(table)}, got {row[field]!r}")
-    wrong += [f"unverified: expected fields of the row, got {field!r}" for field in row["unverified"] if field not in _FIELDS]
+    wrong += [
+        f"unverified: expected fields of the row, got {field!r}" for field in row["unverified"] if field not in _FIELDS
+    ]
     if not row["checked"] and not row["unverified"]:
         wrong.append("checked: expected a second source, or the fields named that have none")
     for field in ("memory_bytes", "memory_bytes_per_s", "ops_per_s", "multiprocessors", "sparsity"):
@@ -101,7 +103,9 @@ def _peaks(row: Mapping[str, Any]) -> list[str]:
             most = _DENSE[architecture].get(field, 0.0)
         if row[field] > most * (1.0 + _WITHIN):
             sparse = f", {row[field] / most:.3g} times it: a sparse figure?" if most else ""
-            wrong.append(f"{field}: expected at most the dense {most:.4g} of {architecture}, got {row[field]:.4g}{sparse}")
+            wrong.append(
+                f"{field}: expected at most the dense {most:.4g} of {architecture}, got {row[field]:.4g}{sparse}"
+            )
         elif row[field] and row[field] < most * (0.5 + _WITHIN):
             wrong.append(f"{field}: expected about the dense {most:.4g} of {architecture}, got {row[field]:.4g}")
     return wrong

@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Recomputes the claims; exit status 0."""
     from assay.catalog import find_device, list_claims, list_videos, load_model, token_price
-    from assay.cost.draws import Draws
     from assay.cost.claims import VERDICTS, World, recompute
+    from assay.cost.draws import Draws
     from assay.report.table import render, to_json
 
     if args.seed < 0:

@@ -24,33 +24,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="catalog name, Hugging Face config.json, or GGUF file")
     _case.add_machine(parser)
     parser.add_argument("--rate", default=DEFAULT_RATES, metavar="R,...", help=f"requests a second ({DEFAULT_RATES})")
-    parser.add_argument("--batch", type=int, default=256, metavar="B", help="most requests at once; memory may allow fewer (256)")
+    parser.add_argument(
+        "--batch", type=int, default=256, metavar="B", help="most requests at once; memory may allow fewer (256)"
+    )
     parser.add_argument("--isl", type=int, default=1000, help="input tokens a request, images and video in (1000)")
     parser.add_argument("--osl", type=int, default=300, help="output tokens a request, hidden ones in (300)")
-    parser.add_argument("--weights", default="bf16", metavar="F[,ROLE=F...]", help="weight formats, as w4a16,lm_head=bf16 (bf16)")
+    parser.add_argument(
+        "--weights", default="bf16", metavar="F[,ROLE=F...]", help="weight formats, as w4a16,lm_head=bf16 (bf16)"
+    )
     parser.add_argument("--kv", choices=_case.KV, default="bf16", help="format of the cache (bf16)")
-    parser.add_argument("--prefix-hit", type=float, default=0.0, metavar="H", help="share of prompts found in a cache (0)")
+    parser.add_argument(
+        "--prefix-hit", type=float, default=0.0, metavar="H", help="share of prompts found in a cache (0)"
+    )
     parser.add_argument("--skew", type=float, default=0.0, metavar="A", help="popularity of experts as rank^-A (0)")
     parser.add_argument("--spec", metavar="OPTIONS", help="speculation, as k=4:accept=0.8/0.7/0.6:draft=0.05")
-    parser.add_argument("--usd-per-hour", metavar="LOW..HIGH", help="rent of all devices (default: the catalog's range)")
+    parser.add_argument(
+        "--usd-per-hour", metavar="LOW..HIGH", help="rent of all devices (default: the catalog's range)"
+    )
     parser.add_argument("--buy", metavar="LOW..HIGH", help="price of all devices instead: written off over --years")
     parser.add_argument("--years", type=float, default=4.0, help="of a machine that is bought (4)")
     parser.add_argument("--kwh", default="0.06..0.20", metavar="LOW..HIGH", help="dollars a kWh (0.06..0.20)")
-    parser.add_argument("--pue", default="1.1..1.5", metavar="LOW..HIGH", help="power of the data centre over its machines (1.1..1.5)")
+    parser.add_argument(
+        "--pue", default="1.1..1.5", metavar="LOW..HIGH", help="power of the data centre over its machines (1.1..1.5)"
+    )
     parser.add_argument("--watts", type=float, help="of a calibrated machine at work")
     task = parser.add_argument_group("a task, in tokens; LOW..HIGH are the 5th and 95th percentile over tasks")
     task.add_argument("--prompt", metavar="LOW..HIGH", help="first prompt (default: --isl)")
     task.add_argument("--answer", metavar="LOW..HIGH", help="visible tokens a call (default: --osl)")
     task.add_argument("--hidden", default="0", metavar="LOW..HIGH", help="reasoning tokens a call (0)")
     task.add_argument("--calls", default="1", metavar="LOW..HIGH", help="calls of the model (1)")
-    task.add_argument("--returned", default="0", metavar="LOW..HIGH", help="tokens that a tool adds after each call (0)")
+    task.add_argument(
+        "--returned", default="0", metavar="LOW..HIGH", help="tokens that a tool adds after each call (0)"
+    )
     task.add_argument("--images", type=int, default=0, metavar="N", help="images in the prompt (0)")
     task.add_argument("--image-size", default="1024x1024", metavar="WxH", help="their pixels (1024x1024)")
     task.add_argument("--video", type=float, default=0.0, metavar="SECONDS", help="of video in the prompt (0)")
     task.add_argument("--fps", type=float, default=2.0, help="frames a second that are looked at (2)")
     parser.add_argument("--subscription", type=float, metavar="USD", help="dollars a month: how many tasks it pays for")
     parser.add_argument("--explain", action="store_true", help="show the terms, and what moves the answer most")
-    parser.add_argument("-o", "--output", choices=("table", "md", "csv", "json"), default="table", help="format (table)")
+    parser.add_argument(
+        "-o", "--output", choices=("table", "md", "csv", "json"), default="table", help="format (table)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -118,7 +132,9 @@ def _price(args: argparse.Namespace, case: "Case") -> Any:
     if args.buy is not None and args.usd_per_hour is not None:
         raise ValueError("--buy: expected no --usd-per-hour beside it, got both")
     if args.buy is not None:
-        owned = Owned(_geometric(args.buy, "--buy"), args.years, _geometric(args.kwh, "--kwh"), _geometric(args.pue, "--pue"))
+        owned = Owned(
+            _geometric(args.buy, "--buy"), args.years, _geometric(args.kwh, "--kwh"), _geometric(args.pue, "--pue")
+        )
 
         def bought(plan: "Steady", draws: "Draws") -> "FloatArray":
             if plan.watts is None:
@@ -181,7 +197,9 @@ def _task(args: argparse.Namespace, model: "ModelSpec") -> "tuple[Task, list[str
     return task, said
 
 
-def _task_cost(args: argparse.Namespace, plan: "Steady", per_hour: "FloatArray", task: "Task", draws: "Draws") -> dict[str, Any]:
+def _task_cost(
+    args: argparse.Namespace, plan: "Steady", per_hour: "FloatArray", task: "Task", draws: "Draws"
+) -> dict[str, Any]:
     from assay.cost.demand import demand, task_cost
     from assay.cost.draws import interval
     from assay.cost.economics import break_even_queries
@@ -304,7 +322,11 @@ def _about_task(args: argparse.Namespace, spent: dict[str, Any] | None, tokens: 
 
 
 def _notes(args: argparse.Namespace, case: "Case", plans: "list[Steady]", draws: "Draws", priced: bool) -> list[str]:
-    notes = ["[low, high] are 90% intervals.", *dict.fromkeys(p.why_no_wait for p in plans if p.why_no_wait), *draws.notes]
+    notes = [
+        "[low, high] are 90% intervals.",
+        *dict.fromkeys(p.why_no_wait for p in plans if p.why_no_wait),
+        *draws.notes,
+    ]
     if priced:
         notes.append("$/M in and out: a full server, the cost of use. $/request paid: at this rate, idle time in.")
         if args.usd_per_hour is None and args.buy is None:
@@ -312,12 +334,18 @@ def _notes(args: argparse.Namespace, case: "Case", plans: "list[Steady]", draws:
 
             row = device_price(str(_case.device_row(args.hardware or _case.DEFAULT_HARDWARE)["name"]))
             assert row is not None
-            notes.append(f"Rent of a device: ${row['low']:g} to ${row['high']:g} an hour, {row['date']} ({row['source']}).")
+            notes.append(
+                f"Rent of a device: ${row['low']:g} to ${row['high']:g} an hour, {row['date']} ({row['source']})."
+            )
     else:
         notes.append("No price of this machine is known: give --usd-per-hour or --buy.")
     if case.model.max_context is not None and case.isl + case.osl > case.model.max_context:
-        notes.append(f"{case.isl + case.osl} tokens in and out are more than the model's context of {case.model.max_context}.")
-    notes.append("machines: so many at 70% of their capacity. Waits: Poisson arrivals; none is given at 90% of capacity and above.")
+        notes.append(
+            f"{case.isl + case.osl} tokens in and out are more than the model's context of {case.model.max_context}."
+        )
+    notes.append(
+        "machines: so many at 70% of their capacity. Waits: Poisson arrivals; none is given at 90% of capacity and above."
+    )
     return notes
 
 
@@ -343,7 +371,9 @@ def _explained(explained: dict[str, Any], fmt: str) -> str:
     from assay.report import table
 
     terms = explained["terms"]
-    said = ", ".join(f"{name.removesuffix('_s').replace('_', ' ')} {table.seconds(value)}" for name, value in terms.items())
+    said = ", ".join(
+        f"{name.removesuffix('_s').replace('_', ' ')} {table.seconds(value)}" for name, value in terms.items()
+    )
     lines = [f"A step of the full server takes {table.seconds(explained['step_s'])}: {said}; "
              f"{table.number(explained['tokens_per_step'])} tokens of a request a step."]  # fmt: skip
     lines += [

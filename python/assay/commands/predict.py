@@ -375,7 +375,10 @@ def _explained(p: "Prediction", fmt: str) -> str:
         rows = [row for row in _calls(p) if row["phase"] == phase]
         title = f"{p.precision}, batch {p.batch}, {phase}: {table.seconds(step.time_s, step.low_s, step.high_s)}"
         parts.append(f"{title}\n\n{table.render(rows, columns, fmt)}")
-    moved = [f"{i['input']} ({table.seconds(i['tpot_at_low_s'])} to {table.seconds(i['tpot_at_high_s'])})" for i in _inputs(p)]
+    moved = [
+        f"{i['input']} ({table.seconds(i['tpot_at_low_s'])} to {table.seconds(i['tpot_at_high_s'])})"
+        for i in _inputs(p)
+    ]
     parts.append(f"What moves the time per token most: {'; '.join(moved)}.")
     return "\n\n".join(parts)
 

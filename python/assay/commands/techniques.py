@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--isl", type=int, default=512, help="input tokens a request (512)")
     parser.add_argument("--osl", type=int, default=128, help="output tokens a request (128)")
     parser.add_argument("--largest", type=int, choices=(1, 2, 3), default=3, help="techniques in a set (3)")
-    parser.add_argument("--most-loss", type=float, default=1.0, metavar="L", help="leave out sets that may lose more quality (1)")
+    parser.add_argument(
+        "--most-loss", type=float, default=1.0, metavar="L", help="leave out sets that may lose more quality (1)"
+    )
     parser.add_argument("--measured", metavar="FILE", help="JSON with rows of techniques and their measured speed-up")
     parser.add_argument(
         "-o", "--output", choices=("table", "md", "csv", "json"), default="table", help="format (table)"
@@ -154,7 +156,14 @@ def _base(
         if options:
             raise ValueError(f"{kind}: expected none of {', '.join(options)}; see assay techniques --help")
     case = Case(
-        base, machine, args.weights, batch=args.batch, isl=args.isl, osl=args.osl, continuous=continuous, io_aware=io_aware
+        base,
+        machine,
+        args.weights,
+        batch=args.batch,
+        isl=args.isl,
+        osl=args.osl,
+        continuous=continuous,
+        io_aware=io_aware,
     )
     return case, techniques
 
@@ -188,7 +197,8 @@ def _technique(kind: str, options: dict[str, str], calibrated: bool) -> "Techniq
         found = Technique("distil", "model", model=resolve_model(options.pop("model", DEFAULT_STUDENT)))
     elif kind == "adaptive":
         found = adaptive(
-            _case.triple(options.pop("spread", "0.6..1.4"), "spread"), _case.number(options.pop("covered", "0.95"), "covered")
+            _case.triple(options.pop("spread", "0.6..1.4"), "spread"),
+            _case.number(options.pop("covered", "0.95"), "covered"),
         )
     elif kind == "silicon":
         chip = _case.device(options.pop("to", DEFAULT_CHIP))

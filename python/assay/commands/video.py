@@ -12,14 +12,18 @@ SCHEMA_VERSION = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("model", metavar="MODEL", nargs="?", help="video model of the catalog (default: all)")
-    parser.add_argument("--hardware", default="h100-sxm,b200", metavar="NAME,...", help="devices of the catalog (h100-sxm,b200)")
+    parser.add_argument(
+        "--hardware", default="h100-sxm,b200", metavar="NAME,...", help="devices of the catalog (h100-sxm,b200)"
+    )
     parser.add_argument("--steps", type=int, help="denoising steps (the model's)")
     parser.add_argument("--frames", type=int, help="frames of a clip (the model's)")
     parser.add_argument("--size", metavar="WxH", help="pixels (the model's)")
     parser.add_argument("--weights", choices=_case.WEIGHTS, default="bf16", help="format of weights (bf16)")
     parser.add_argument("--usd-per-hour", metavar="LOW..HIGH", help="rent of a device (default: the catalog's range)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws behind the intervals (0)")
-    parser.add_argument("-o", "--output", choices=("table", "md", "csv", "json"), default="table", help="format (table)")
+    parser.add_argument(
+        "-o", "--output", choices=("table", "md", "csv", "json"), default="table", help="format (table)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             price = device_price(str(device["name"]))
             span = _case.span(args.usd_per_hour, "--usd-per-hour") if args.usd_per_hour else (
                 None if price is None else (price["low"], price["high"]))  # fmt: skip
-            usd = None if span is None else usd_per_second(made, rent(*span, draws))
+            usd = None if span is None else usd_per_second(made, rent(span[0], span[1], draws))
             joules = None if made.watts is None else made.watts * made.work_per_second
             for key, values in (("time_s", made.time_s), ("work_per_second", made.work_per_second),
                                 ("usd_per_second", usd), ("joules_per_second", joules)):  # fmt: skip
@@ -71,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(render(rows, _columns(), "csv"))
     else:
         print(render(rows, _columns(), args.output), end="\n\n")
-        print("- [low, high] are 90% intervals, at a judged share of the dense peak; the prompt's encoder and the VAE are in it.")
+        print(
+            "- [low, high] are 90% intervals, at a judged share of the dense peak; the prompt's encoder and the VAE are in it."
+        )
         print("- measured: as the model's makers publish it.")
         print("\nNext: assay video cogvideox-5b --hardware h100-sxm --steps 25")
     return 0

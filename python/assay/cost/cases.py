@@ -112,7 +112,9 @@ class Case:
     @property
     def kv_bytes_per_request(self) -> float:
         """Memory that the cache of one request takes: pages of its mean length, or a reservation for the longest."""
-        length = self.isl + self.mean_osl / 2.0 + PAGE / 2.0 if self.continuous else self.isl + LONGEST_OUTPUT * self.osl
+        length = (
+            self.isl + self.mean_osl / 2.0 + PAGE / 2.0 if self.continuous else self.isl + LONGEST_OUTPUT * self.osl
+        )
         return KV_BYTES[self.kv] * self.model.kv_elements(math.ceil(length))
 
     @property
@@ -200,7 +202,9 @@ def touched_by(case: Case, groups: Sequence[Group], draws: Draws) -> FloatArray:
     beta = draws.between("beta", 0.69, experts.WITHIN_REQUEST_EXPONENT, 0.77)
     popularity = experts.power_law_popularity(e.num_experts, e.experts_per_token, case.skew)
     # Equally popular experts are one term, times their number.
-    values, counts = (popularity[:1], np.array([e.num_experts])) if case.skew == 0 else (popularity, np.ones(e.num_experts))
+    values, counts = (
+        (popularity[:1], np.array([e.num_experts])) if case.skew == 0 else (popularity, np.ones(e.num_experts))
+    )
     missed = np.ones((draws.count + 1, values.size))
     pairs = np.zeros(draws.count + 1)
     for group in groups:

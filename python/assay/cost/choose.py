@@ -60,14 +60,21 @@ class Choice:
 
 
 def candidates(
-    base: Speculation, *, longest: int = 8, sizes: Sequence[int] = (4, 8, 16, 32, 64), depths: Sequence[int] = (2, 3, 4, 6)
+    base: Speculation,
+    *,
+    longest: int = 8,
+    sizes: Sequence[int] = (4, 8, 16, 32, 64),
+    depths: Sequence[int] = (2, 3, 4, 6),
 ) -> list[Speculation]:
     """Chains of 1 to ``longest`` drafts, and for each size and depth the best tree, with the acceptance of ``base``.
 
     Siblings take ``a (1 - a)^r``, or the shares of ``base.ranks``.
     """
     rates = base.rates + base.rates[-1:] * max(longest, *depths)
-    chains = [replace(base, branches=(1,) * k, parents=(), length=None, passes=_passes(base, k)) for k in range(1, longest + 1)]
+    chains = [
+        replace(base, branches=(1,) * k, parents=(), length=None, passes=_passes(base, k))
+        for k in range(1, longest + 1)
+    ]
     trees: dict[tuple[int, ...], Speculation] = {}
     for depth in depths:
         table = []

@@ -100,9 +100,7 @@ def agent_calls(n: Mapping[str, Any], world: World) -> Recomputed:
 def list_price(n: Mapping[str, Any], world: World) -> Recomputed:
     """A query of so many tokens at a published list price, and the tokens that the claim needs."""
     row = world.tokens(n["price"])
-    values = [
-        exact((i * row["usd_in"] + o * row["usd_out"]) / 1e6, f"{i} in, {o} out") for i, o in n["queries"]
-    ]
+    values = [exact((i * row["usd_in"] + o * row["usd_out"]) / 1e6, f"{i} in, {o} out") for i, o in n["queries"]]
     low, high = n["claimed"]
     kind, usd = ("in", row["usd_in"]) if n["grows"] == "in" else ("out", row["usd_out"])
     text = (
@@ -117,7 +115,9 @@ def list_ratio(n: Mapping[str, Any], world: World) -> Recomputed:
     i, o = n["query"]
     a, b = (world.tokens(name) for name in (n["over"], n["under"]))
     usd = [(i * row["usd_in"] + o * row["usd_out"]) / 1e6 for row in (a, b)]
-    text = f"${usd[0]:.3g} over ${usd[1]:.3g} for {i} tokens in and {o} out at list prices of {a['date']} and {b['date']}"
+    text = (
+        f"${usd[0]:.3g} over ${usd[1]:.3g} for {i} tokens in and {o} out at list prices of {a['date']} and {b['date']}"
+    )
     return Recomputed((exact(usd[0] / usd[1]),), "x", text)
 
 

@@ -73,8 +73,8 @@ def silicon(n: Mapping[str, Any], world: World) -> Recomputed:
     values, chips, alone = [], 0, 0.0
     for batch in n["batches"]:
         case = Case(model, datasheet(world.device(n["device"]), n["devices"]), batch=batch)
-        other = Case(model, enough(chip, case), batch=batch)
-        chips = other.machine.num_devices
+        fleet = enough(chip, case)
+        other, chips = Case(model, fleet, batch=batch), fleet.num_devices
         a, b = price(case, world.draws), price(other, world.draws)
         watts = (case.machine.watts or 1.0) / (other.machine.watts or 1.0)
         if batch == 1:
@@ -141,25 +141,35 @@ def adaptive_tokens(n: Mapping[str, Any], world: World) -> Recomputed:
         f"needs log-normal, spread {n['spread'][0]:g} to {n['spread'][2]:g} (of the log): the budget that covers "
         f"{n['covered']:.0%} of the questions over the mean, exp(z s - s^2 / 2)"
     )
-    return Recomputed((Value(1.0 / middle, 1.0 / high, 1.0 / low),), "x fewer tokens", text, "how much questions differ")
+    return Recomputed(
+        (Value(1.0 / middle, 1.0 / high, 1.0 / low),), "x fewer tokens", text, "how much questions differ"
+    )
 
 
 def video_work(n: Mapping[str, Any], world: World) -> Recomputed:
     """Seconds of work for a second of video on a device, by model."""
     machine = datasheet(world.device(n["device"]))
     values = [
-        Value(*interval(clip(video_model(row), machine, world.draws).work_per_second), row["title"]) for row in world.videos
+        Value(*interval(clip(video_model(row), machine, world.draws).work_per_second), row["title"])
+        for row in world.videos
     ]
     text = f"steps x operations of all latent tokens at a judged share of the dense peak of {machine.name}"
-    return Recomputed(tuple(values), "s of work a second of video", text, "model and resolution: " + met(values, n["claimed"]))
+    return Recomputed(
+        tuple(values), "s of work a second of video", text, "model and resolution: " + met(values, n["claimed"])
+    )
 
 
 def video_ratio(n: Mapping[str, Any], world: World) -> Recomputed:
     """The same clip on two devices, at 16 bits and at the lowest precision of each."""
     values = []
-    for a, b, setting in (("bf16", "bf16", "16 bits"), (n["lowest"][0], n["lowest"][1], f"{n['lowest'][0]} over {n['lowest'][1]}")):
+    for a, b, setting in (
+        ("bf16", "bf16", "16 bits"),
+        (n["lowest"][0], n["lowest"][1], f"{n['lowest'][0]} over {n['lowest'][1]}"),
+    ):
         new, old = (
-            clip(video_model(world.videos[0]), datasheet(world.device(n[key])), world.draws, weights=fmt).work_per_second
+            clip(
+                video_model(world.videos[0]), datasheet(world.device(n[key])), world.draws, weights=fmt
+            ).work_per_second
             for key, fmt in (("over", a), ("under", b))
         )
         values.append(Value(*interval(old / new), setting))

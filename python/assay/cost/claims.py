@@ -41,7 +41,7 @@ def recompute(claim: Mapping[str, Any], world: World) -> dict[str, Any]:
         A case that does not exist.
     """
     parts = [_judged(claim["id"], part, world) for part in (claim, *claim.get("also", ()))]
-    found, said, why = parts[0]
+    found = parts[0][0]
     verdicts = {kind for _, kind, _ in parts if kind != "not testable"}
     whole = next(iter(verdicts)) if len(verdicts) == 1 else "inconsistent" if "inconsistent" in verdicts else "depends"
     if not verdicts:

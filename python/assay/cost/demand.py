@@ -174,5 +174,8 @@ def task_cost(
     each = (paid_in * usd_per_million_in[0] + tokens.out * usd_per_million_out[0]) / 1e6
     low, middle, high = (float(v) for v in np.percentile(each, [5.0, 50.0, 95.0]))
     return TaskCost(
-        np.asarray(mean), (low, middle, high), float((tokens.new_in + tokens.cached_in).mean()), float(tokens.out.mean())
+        np.asarray(mean),
+        (low, middle, high),
+        float((tokens.new_in + tokens.cached_in).mean()),
+        float(tokens.out.mean()),
     )

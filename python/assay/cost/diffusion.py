@@ -59,7 +59,18 @@ class VideoModel:
 
     def __post_init__(self) -> None:
         """Refuses what is no model."""
-        for name in ("layers", "hidden", "spatial", "temporal", "patch", "patch_frames", "steps", "frames", "width", "height"):
+        for name in (
+            "layers",
+            "hidden",
+            "spatial",
+            "temporal",
+            "patch",
+            "patch_frames",
+            "steps",
+            "frames",
+            "width",
+            "height",
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 20:
                 raise ValueError(f"{self.name}: {name}: expected an integer in 1..{1 << 20}, got {value!r}")
@@ -70,7 +81,9 @@ class VideoModel:
         """Tokens of a clip, the prompt's in."""
         side = self.spatial * self.patch
         if frames < 1 or width < side or height < side:
-            raise ValueError(f"clip: expected at least 1 frame of {side} x {side} pixels, got {frames} of {width} x {height}")
+            raise ValueError(
+                f"clip: expected at least 1 frame of {side} x {side} pixels, got {frames} of {width} x {height}"
+            )
         latent = math.ceil((frames - 1) / self.temporal) + 1
         return math.ceil(latent / self.patch_frames) * (height // side) * (width // side) + self.text_tokens
 
@@ -137,9 +150,7 @@ def clip(
     time = compute + memory
     length = shown / model.fps
     part = Part(time, memory, compute, 0.0 * time)
-    return Clip(
-        shown, length, model.tokens(shown, across, up), flops, time, time / length, machine.power(part, draws)
-    )
+    return Clip(shown, length, model.tokens(shown, across, up), flops, time, time / length, machine.power(part, draws))
 
 
 def usd_per_second(made: Clip, usd_per_hour: FloatArray) -> FloatArray:

@@ -1,5 +1,6 @@
 """How drafts are proposed and verified, and how sure their acceptance is: chains, trees, blocks, measured lengths."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -185,7 +186,7 @@ def block_length(accept: Sequence[float] | FloatArray) -> float:
         raise ValueError(f"accept: expected probabilities, got {rates}")
     step = 0.02
     grid = np.arange(-40.0, step / 2, step)  # log h; the last point is h = 1
-    weight = np.zeros(grid.size)
+    weight: FloatArray = np.zeros(grid.size)
     weight[-1] = 1.0
     total = 1.0
     for a in rates:
@@ -197,10 +198,10 @@ def block_length(accept: Sequence[float] | FloatArray) -> float:
             at = np.arange(-reach, reach + 1) * step
             edges = (np.arange(-reach, reach + 2) - 0.5) * step
             cdf = np.array([0.5 * math.erfc(-(e + sigma * sigma / 2.0) / (sigma * math.sqrt(2.0))) for e in edges])
-            moved = np.convolve(weight, np.diff(cdf))
+            moved: FloatArray = np.convolve(weight, np.diff(cdf))
             where = grid[0] + at[0] + step * np.arange(moved.size)
             index = np.clip(np.rint((where - grid[0]) / step).astype(int), 0, grid.size - 1)
-            weight = np.bincount(index, moved, grid.size)
+            weight = np.asarray(np.bincount(index, moved, grid.size), dtype=np.float64)
         total += float(np.sum(weight * np.exp(grid)))
     return total
 
@@ -236,7 +237,7 @@ def conditional_acceptance(lengths: Mapping[int, float]) -> tuple[float, ...]:
         raise ValueError(f"lengths[1]: expected above 1 and at most 2, got {lengths[1]}")
     # Noise may make a longer chain look worse, or a deeper draft likelier than the one before it.
     reach = np.minimum.accumulate(np.maximum(reach, 1e-6))
-    return (float(reach[0]), *(float(b / a) for a, b in zip(reach[:-1], reach[1:], strict=True)))
+    return (float(reach[0]), *(float(b / a) for a, b in itertools.pairwise(reach)))
 
 
 #: How far one measured acceptance is off, one way: a published length is of one run, and lengths at neighbouring numbers of

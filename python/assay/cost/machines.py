@@ -49,7 +49,7 @@ class Machine(Protocol):
         """``layers`` times ``copies`` products of m rows (arrays by draw) with [n, k] weights."""
         ...
 
-    def attention(self, moved_bytes: float, ops: float, layers: int, draws: Draws) -> Part:
+    def attention(self, moved_bytes: float | FloatArray, ops: float | FloatArray, layers: int, draws: Draws) -> Part:
         """``layers`` times one attention call."""
         ...
 
@@ -166,7 +166,7 @@ class Datasheet:
             utilisation = draws.between("compute", *self.compute_utilisation)
         return self._call(moved, ops, rate, utilisation, layers, draws)
 
-    def attention(self, moved_bytes: float, ops: float, layers: int, draws: Draws) -> Part:
+    def attention(self, moved_bytes: float | FloatArray, ops: float | FloatArray, layers: int, draws: Draws) -> Part:
         """At the bf16 rate."""
         one = np.ones(draws.count + 1)
         utilisation = draws.between("compute", *self.compute_utilisation)
@@ -314,7 +314,9 @@ class Calibrated:
 
     def _on_roofs(self, moved: float, ops: float, arithmetic: str) -> Estimate:
         compute = "int8_peak" if arithmetic == "int8" else "fp32_peak"
-        return self.cost.roof_times(moved, ops, self.threads, compute=compute, note="no calibrated kernel, priced on the measured roofs").at(0)
+        return self.cost.roof_times(
+            moved, ops, self.threads, compute=compute, note="no calibrated kernel, priced on the measured roofs"
+        ).at(0)
 
     def _draw(self, e: Estimate, op: str, draws: Draws) -> Part:
         for text in e.notes:
@@ -323,9 +325,11 @@ class Calibrated:
         share = time / e.time_s
         return Part(time, share * e.memory_s, share * e.compute_s, share * e.overhead_s)
 
-    def attention(self, moved_bytes: float, ops: float, layers: int, draws: Draws) -> Part:
+    def attention(self, moved_bytes: float | FloatArray, ops: float | FloatArray, layers: int, draws: Draws) -> Part:
         """On the measured roofs."""
-        return self._draw(self._on_roofs(float(moved_bytes), float(ops), "bf16"), "attention", draws).times(float(layers))
+        return self._draw(
+            self._on_roofs(float(np.ravel(moved_bytes)[0]), float(np.ravel(ops)[0]), "bf16"), "attention", draws
+        ).times(float(layers))
 
     def chunk(self, weights: str, tokens: int) -> int:
         """At most 512, and what the kernel was calibrated for."""

@@ -300,7 +300,9 @@ def _beside(chosen: Sequence[Technique], gains: dict[frozenset[str], FloatArray]
 
 def _score_bytes(case: Case) -> float:
     """Bytes of bf16 scores and weights that attention without IO-awareness moves in a prompt."""
-    return sum(8.0 * kind.num_layers * kind.num_heads * case.isl * (case.isl + 1) / 2.0 for kind in case.model.attention)
+    return sum(
+        8.0 * kind.num_layers * kind.num_heads * case.isl * (case.isl + 1) / 2.0 for kind in case.model.attention
+    )
 
 
 def _why(before: Priced, after: Priced) -> str:
