@@ -84,6 +84,23 @@ def test_images_and_video_are_tokens(run):
     assert "2 images of 448x448 are 512 tokens; 10 s of video at 2 frames a second are 2560 tokens." in out
 
 
+def test_the_tower_is_paid(run):
+    args = ("plan", "qwen2.5-vl-7b", "-o", "json")
+    blind, seeing = (json.loads(run(*args, *more)[1])["task"] for more in ((), ("--images", "100")))
+    assert blind["usd_of_vision"] == 0
+    assert 0 < seeing["usd_of_vision"] < seeing["usd_per_task"]
+
+
+def test_the_best_drafts_by_batch(run):
+    args = ("plan", "llama-3.1-8b", "--spec", "best:accept=0.8/0.75/0.7:draft=0.03", "--rate", "1")
+    found = json.loads(run(*args, "-o", "json")[1])["best_speculation"]
+    assert [c["batch"] for c in found] == [1, 4, 16, 64, 256]
+    assert found[0]["speedup"] > found[-1]["speedup"] >= 1
+    assert found[0]["tokens_per_step"] >= found[-1]["tokens_per_step"]
+    assert "Best drafts by batch: 1 at once: " in run(*args)[1]
+    assert run("plan", "llama-3.1-8b", "--spec", "best:k=3")[0] == 2
+
+
 def test_bought_and_rented(run):
     rented = json.loads(run("plan", "llama-3.1-8b", "--usd-per-hour", "2..2", "--rate", "4", "-o", "json")[1])["rows"][
         0

@@ -68,6 +68,16 @@ def test_measured_speed_ups_stand_beside(run, tmp_path):
         assert "measured.json" in err
 
 
+def test_explain(run):
+    explained = json.loads(run("--with", "int4,spec", "--explain", "-o", "json")[1])["explain"]
+    assert [line["of"] for line in explained] == ["speedup", "interaction"]
+    for line in explained:
+        swings = [max(i["at_low"], i["at_high"]) / min(i["at_low"], i["at_high"]) for i in line["inputs"]]
+        assert len(swings) == 3
+        assert swings == sorted(swings, reverse=True)
+    assert "What moves the index of " in run("--with", "int4,spec", "--explain")[1]
+
+
 def test_quality_is_a_constraint(run):
     args = ("--with", "int4:loss=0.02..0.03,kv=fp8:loss=0.01,batching", "-o", "json")
     every = json.loads(run(*args)[1])["rows"]

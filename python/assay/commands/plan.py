@@ -5,15 +5,14 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import _case
+from . import _case, _task
 
 if TYPE_CHECKING:
     from assay.cost.cases import Case
-    from assay.cost.demand import Task
+    from assay.cost.choose import Choice
     from assay.cost.draws import Draws
     from assay.cost.roofline import FloatArray
     from assay.cost.serving import Steady
-    from assay.model import ModelSpec
 
 SCHEMA_VERSION = 1
 DEFAULT_RATES = "0.1,1,4,16"
@@ -37,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prefix-hit", type=float, default=0.0, metavar="H", help="share of prompts found in a cache (0)"
     )
     parser.add_argument("--skew", type=float, default=0.0, metavar="A", help="popularity of experts as rank^-A (0)")
-    parser.add_argument("--spec", metavar="OPTIONS", help="speculation, as k=4:accept=0.8/0.7/0.6:draft=0.05")
+    parser.add_argument(
+        "--spec",
+        metavar="OPTIONS",
+        help="speculation, as k=4:accept=0.8/0.7/0.6:draft=0.05, or best:accept=... for the best tree at each batch",
+    )
     parser.add_argument(
         "--usd-per-hour", metavar="LOW..HIGH", help="rent of all devices (default: the catalog's range)"
     )
@@ -48,18 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pue", default="1.1..1.5", metavar="LOW..HIGH", help="power of the data centre over its machines (1.1..1.5)"
     )
     parser.add_argument("--watts", type=float, help="of a calibrated machine at work")
-    task = parser.add_argument_group("a task, in tokens; LOW..HIGH are the 5th and 95th percentile over tasks")
-    task.add_argument("--prompt", metavar="LOW..HIGH", help="first prompt (default: --isl)")
-    task.add_argument("--answer", metavar="LOW..HIGH", help="visible tokens a call (default: --osl)")
-    task.add_argument("--hidden", default="0", metavar="LOW..HIGH", help="reasoning tokens a call (0)")
-    task.add_argument("--calls", default="1", metavar="LOW..HIGH", help="calls of the model (1)")
-    task.add_argument(
-        "--returned", default="0", metavar="LOW..HIGH", help="tokens that a tool adds after each call (0)"
-    )
-    task.add_argument("--images", type=int, default=0, metavar="N", help="images in the prompt (0)")
-    task.add_argument("--image-size", default="1024x1024", metavar="WxH", help="their pixels (1024x1024)")
-    task.add_argument("--video", type=float, default=0.0, metavar="SECONDS", help="of video in the prompt (0)")
-    task.add_argument("--fps", type=float, default=2.0, help="frames a second that are looked at (2)")
+    _task.add_task(parser)
     parser.add_argument("--subscription", type=float, metavar="USD", help="dollars a month: how many tasks it pays for")
     parser.add_argument("--explain", action="store_true", help="show the terms, and what moves the answer most")
     parser.add_argument(
@@ -77,24 +69,19 @@ def run(args: argparse.Namespace) -> int:
 
     model = resolve_model(args.model)
     weights, by_role = _case.formats(args.weights)
-    spec = None
-    if args.spec is not None:
-        options = _case.split("spec:" + args.spec)[1]
-        spec = _case.speculation(options)
-        if options:
-            raise ValueError(f"--spec: expected none of {', '.join(options)}")
     case = Case(
         model, _case.machine(args, args.watts), weights, args.kv, args.batch, args.isl, args.osl,
-        prefix_hit=args.prefix_hit, speculation=spec, by_role=by_role, skew=args.skew,
+        prefix_hit=args.prefix_hit, by_role=by_role, skew=args.skew,
     )  # fmt: skip
     draws = Draws(seed=args.seed)
+    case, chosen = _speculation(args, case, draws)
     rates = [_case.number(text, "--rate") for text in args.rate.split(",")]
     plans = [steady(case, rate, draws) for rate in rates]
     price = _price(args, case)
     rows = [_row(plan, price, draws) for plan in plans]
-    task, tokens = _task(args, model)
-    spent = None if price is None else _task_cost(args, plans[0], price(plans[0], draws), task, draws)
-    lines = _about_task(args, spent, tokens)
+    task, seen = _task.task(args, model)
+    spent = None if price is None else _task.cost(args, plans[0], price(plans[0], draws), task, seen, draws)
+    lines = _task.about(args, spent, seen) + _best(case, chosen)
     notes = _notes(args, case, plans, draws, price is not None)
     explained = _explain(case, plans[0], args) if args.explain else None
     verdict = _verdict(plans, rows)
@@ -103,7 +90,12 @@ def run(args: argparse.Namespace) -> int:
             "schema": "assay-plan", "schema_version": SCHEMA_VERSION,
             "model": {"name": model.name, "source": model.source}, "machine": case.machine.name,
             "isl": args.isl, "osl": args.osl, "weights": args.weights, "kv": args.kv, "verdict": verdict,
-            "rows": rows, "task": spent, "notes": notes, "explain": explained,
+            "rows": rows, "task": spent,
+            "best_speculation": [
+                {"batch": c.batch, "speculation": None if c.speculation is None else c.speculation.name,
+                 "parents": [] if c.speculation is None else list(c.speculation.parents), "tokens_per_step": c.tokens_per_step,
+                 "speedup": c.speedup[0], "speedup_low": c.speedup[1], "speedup_high": c.speedup[2]} for c in chosen
+            ], "notes": notes, "explain": explained,
         }  # fmt: skip
         print(to_json(answer))
     elif args.output == "csv":
@@ -119,6 +111,43 @@ def run(args: argparse.Namespace) -> int:
             print(f"- {note}")
         print(f"\nNext: {_next(args)}")
     return 0
+
+
+def _speculation(args: argparse.Namespace, case: "Case", draws: "Draws") -> "tuple[Case, list[Choice]]":
+    """The case with the speculation asked for, or the best one at its batch; and the best at smaller ones, where asked."""
+    from dataclasses import replace
+
+    from assay.cost.choose import best_speculation
+
+    if args.spec is None:
+        return case, []
+    text = "spec:" + args.spec
+    best = args.spec.partition(":")[0] == "best"
+    options = _case.split(text.replace("spec:best", "spec", 1) if best else text)[1]
+    if best and {"k", "tree", "length"} & set(options):
+        raise ValueError("--spec: expected best without k, tree and length")
+    spec = _case.speculation(options)
+    if options:
+        raise ValueError(f"--spec: expected none of {', '.join(options)}")
+    if not best:
+        return replace(case, speculation=spec), []
+    batches = sorted({b for b in (1, 4, 16, 64, 256) if b < case.running} | {case.running})
+    chosen = [best_speculation(replace(case, batch=batch), spec, draws) for batch in batches]
+    return replace(case, speculation=chosen[-1].speculation), chosen
+
+
+def _best(case: "Case", chosen: "list[Choice]") -> list[str]:
+    """The best drafts by batch, in a sentence."""
+    from assay.report import table
+
+    if not chosen:
+        return []
+    said = [
+        f"{c.batch} at once: "
+        + ("none pays" if c.speculation is None else f"{c.speculation.name}, {table.number(*c.speedup)} times")
+        for c in chosen
+    ]
+    return [f"Best drafts by batch: {'; '.join(said)}."]
 
 
 # ---- money and tasks ----------------------------------------------------------------------------------------
@@ -162,71 +191,6 @@ def _geometric(text: str, name: str) -> tuple[float, float, float]:
     return low, (low * high) ** 0.5, high
 
 
-def _task(args: argparse.Namespace, model: "ModelSpec") -> "tuple[Task, list[str]]":
-    from assay.cost.demand import Spread, Task, image_tokens, video_tokens
-
-    seen, said = 0, []
-    if args.images or args.video:
-        if model.vision is None:
-            raise ValueError(f"--images, --video: expected a model that sees, got {model.name}")
-        width, _, height = args.image_size.partition("x")
-        size = _case.whole(width, "--image-size"), _case.whole(height, "--image-size")
-        if args.images < 0 or args.video < 0:
-            raise ValueError("--images, --video: expected at least 0")
-        if args.images:
-            one = image_tokens(model.vision, *size)
-            seen += args.images * one
-            said.append(f"{args.images} images of {args.image_size} are {args.images * one} tokens")
-        if args.video:
-            clip = video_tokens(model.vision, args.video, args.fps, *size)
-            seen += clip
-            said.append(f"{args.video:g} s of video at {args.fps:g} frames a second are {clip} tokens")
-
-    def spread(text: str | None, default: int, name: str, more: int = 0) -> Spread:
-        low, high = (float(default),) * 2 if text is None else _case.span(text, name)
-        return Spread(low + more, high + more)
-
-    task = Task(
-        spread(args.prompt, args.isl, "--prompt", seen),
-        spread(args.answer, args.osl, "--answer"),
-        spread(args.hidden, 0, "--hidden"),
-        spread(args.calls, 1, "--calls"),
-        spread(args.returned, 0, "--returned"),
-        args.prefix_hit,
-    )
-    return task, said
-
-
-def _task_cost(
-    args: argparse.Namespace, plan: "Steady", per_hour: "FloatArray", task: "Task", draws: "Draws"
-) -> dict[str, Any]:
-    from assay.cost.demand import demand, task_cost
-    from assay.cost.draws import interval
-    from assay.cost.economics import break_even_queries
-
-    use = _use(plan, per_hour, draws)
-    cost = task_cost(demand(task, seed=args.seed), use.usd_per_million_in, use.usd_per_million_out)
-    middle, low, high = interval(cost.mean_usd)
-    found = {
-        "usd_per_task": middle, "usd_per_task_low": low, "usd_per_task_high": high,
-        "tasks_usd_p5": cost.tasks_usd[0], "tasks_usd_p50": cost.tasks_usd[1], "tasks_usd_p95": cost.tasks_usd[2],
-        "mean_tokens_in": cost.mean_in, "mean_tokens_out": cost.mean_out, "tasks_a_month": None,
-    }  # fmt: skip
-    if args.subscription is not None:
-        found["tasks_a_month"] = break_even_queries(args.subscription, middle)
-    return found
-
-
-def _use(plan: "Steady", per_hour: "FloatArray", draws: "Draws") -> Any:
-    """Cost of use: of a full server, busy all the time."""
-    from assay.cost.economics import token_cost
-    from assay.cost.serving import mixed_step
-
-    both, alone, _ = mixed_step(plan.case, float(plan.most), draws)
-    new = max(1.0, plan.case.isl * (1.0 - plan.case.prefix_hit))
-    return token_cost(per_hour, plan.capacity_per_s, 1.0 - alone.time_s / both.time_s, new, plan.case.mean_osl)
-
-
 # ---- output ------------------------------------------------------------------------------------------------
 
 
@@ -256,7 +220,7 @@ def _row(plan: "Steady", price: Any, draws: "Draws") -> dict[str, Any]:
     use = paid = None
     if price is not None:
         per_hour = price(plan, draws)
-        use = _use(plan, per_hour, draws)
+        use = _task.use(plan, per_hour, draws)
         paid = token_cost(per_hour, plan.requests_per_s, plan.prompt_share, 1.0, 1.0).usd_per_request
     put("usd_per_million_in", None if use is None else use.usd_per_million_in)
     put("usd_per_million_out", None if use is None else use.usd_per_million_out)
@@ -302,23 +266,6 @@ def _verdict(plans: "list[Steady]", rows: list[dict[str, Any]]) -> str:
     text = f"Holds {plans[0].most} requests at once and finishes {capacity} a second at most"
     full = [p for p in plans if p.why_no_wait]
     return f"{text}; {full[0].rate_per_s:g} a second: {full[0].why_no_wait}." if full else f"{text}."
-
-
-def _about_task(args: argparse.Namespace, spent: dict[str, Any] | None, tokens: list[str]) -> list[str]:
-    from assay.report import table
-
-    lines = ["; ".join(tokens) + "."] if tokens else []
-    if spent is not None:
-        mean = table.usd(spent["usd_per_task"], spent["usd_per_task_low"], spent["usd_per_task_high"])
-        ends = [table.usd(spent[f"tasks_usd_p{p}"]) for p in (5, 50, 95)]
-        line = (
-            f"A task ({table.number(spent['mean_tokens_in'])} tokens in, {table.number(spent['mean_tokens_out'])} out, means): "
-            f"{mean} on a full server; tasks range from {ends[0]} over {ends[1]} to {ends[2]} (5th, 50th, 95th percentile)."
-        )
-        if spent["tasks_a_month"] is not None:
-            line += f" ${args.subscription:g} a month pay for {table.number(spent['tasks_a_month'])} tasks."
-        lines.append(line)
-    return lines
 
 
 def _notes(args: argparse.Namespace, case: "Case", plans: "list[Steady]", draws: "Draws", priced: bool) -> list[str]:

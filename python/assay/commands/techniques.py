@@ -53,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--most-loss", type=float, default=1.0, metavar="L", help="leave out sets that may lose more quality (1)"
     )
+    parser.add_argument(
+        "--explain", action="store_true", help="show what moves the largest gain and the lowest index most"
+    )
     parser.add_argument("--measured", metavar="FILE", help="JSON with rows of techniques and their measured speed-up")
     parser.add_argument(
         "-o", "--output", choices=("table", "md", "csv", "json"), default="table", help="format (table)"
@@ -79,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     measured = _measured(args.measured)
     rows = [_row(c, measured) for c in (start, *found)]
     verdict = _verdict(found)
+    explained = _explain(base, techniques, found) if args.explain else []
     notes = [
         "[low, high] are 90% intervals; shared errors cancel in speed-ups and indices.",
         "Speed-up: in answers a second" + (", a watt of nameplate power" if any(t.changes == "chip" for t in techniques) else "")
@@ -101,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
             "seed": args.seed,
             "verdict": verdict,
             "notes": notes,
+            "explain": explained,
             "rows": rows,
         }
         print(to_json(answer))
@@ -110,10 +115,38 @@ def run(args: argparse.Namespace) -> int:
         heading = f"{base.model.name} on {machine.name}, batch {args.batch}, {args.isl} tokens in, {args.osl} out"
         print(heading, verdict, "", sep="\n")
         print(render(rows, _columns(), args.output), end="\n\n")
+        for line in explained:
+            print(_explained(line), end="\n\n")
         for note in notes:
             print(f"- {note}")
         print(f"\nNext: {_next(args)}")
     return 0
+
+
+def _explain(base: "Case", techniques: "list[Technique]", found: "list[Combination]") -> list[dict[str, Any]]:
+    """The three uncertain inputs that move the largest speed-up, and the lowest index, most."""
+    from assay.cost.techniques import moved
+
+    best = max(found, key=lambda c: c.speedup[0])
+    together = [c for c in found if c.interaction is not None]
+    asked = [("speedup", best)]
+    if together:
+        asked.append(("interaction", min(together, key=lambda c: c.interaction[0] if c.interaction else 1.0)))
+    return [
+        {
+            "of": what, "techniques": list(c.names),
+            "inputs": [{"input": i.cause, "at_low": i.at_low, "at_high": i.at_high} for i in moved(base, techniques, c.names, what)[:3]],
+        }
+        for what, c in asked
+    ]  # fmt: skip
+
+
+def _explained(line: dict[str, Any]) -> str:
+    from assay.report import table
+
+    inputs = [f"{i['input']} ({table.number(i['at_low'])} to {table.number(i['at_high'])})" for i in line["inputs"]]
+    what = "speed-up" if line["of"] == "speedup" else "index"
+    return f"What moves the {what} of {' + '.join(line['techniques'])} most: {', '.join(inputs)}."
 
 
 # ---- techniques from text -----------------------------------------------------------------------------------

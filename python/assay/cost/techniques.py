@@ -16,7 +16,7 @@ import numpy as np
 
 from assay.cost.cases import KV_BYTES, Case, Priced, longest_over_mean, price
 from assay.cost.drafting import Speculation, Triple
-from assay.cost.draws import Draws, interval
+from assay.cost.draws import Draws, Influence, influences, interval
 from assay.cost.machines import WEIGHTS, Datasheet, Machine
 from assay.cost.roofline import FloatArray
 from assay.model import Experts, Matrix, ModelSpec
@@ -278,6 +278,21 @@ def speedups(
                 )
             )
     return start, found
+
+
+def moved(base: Case, techniques: Sequence[Technique], names: Sequence[str], what: str) -> list[Influence]:
+    """What each uncertain input alone does to the "speedup" or the "interaction" of a set, the most first."""
+    chosen = [t for t in techniques if t.name in names]
+
+    def answer(draws: Draws) -> FloatArray:
+        before = price(base, draws).answers_per_s
+        gain = price(applied(base, chosen), draws).answers_per_s / before
+        if what == "interaction":
+            for technique in chosen:
+                gain = gain / (price(applied(base, [technique]), draws).answers_per_s / before)
+        return np.asarray(gain)
+
+    return influences(answer)
 
 
 def _watts(case: Case) -> float:
