@@ -142,7 +142,7 @@ static void *worker(void *arg) {
             idle_since = now_ns();
             continue;
         }
-        for (int i = 0; i < 16; i++) cpu_relax();
+        cpu_relax();
         if (now_ns() - idle_since < SPIN_NS) continue;
         pthread_mutex_lock(&pool.sleep_lock);
         atomic_fetch_add(&pool.sleepers, 1);

@@ -15,6 +15,8 @@
 /* Blocks that a thread takes at a time when threads share a row; work (in elements read once) below which they do not
  * share: a dispatch costs what one thread does with that much. */
 enum { BLOCKS_A_UNIT = 4, SHARE_ELEMENTS = 1 << 16 };
+/* How far behind the next block a sum fetches: of 1 to 24 KB the one that lost least, from caches and from DRAM. */
+enum { AHEAD_BYTES = 2048 };
 
 double assay_uniform(uint64_t seed, int64_t position, uint32_t domain, uint32_t node) {
     uint32_t x[4] = {(uint32_t)(uint64_t)position, (uint32_t)((uint64_t)position >> 32), domain, node};
@@ -46,30 +48,54 @@ static int64_t end_of(const assay_spec_request *r, int64_t end) {
 
 /* ---- the first reading ------------------------------------------------------------------------------ */
 
+/* Largest elements and sums of blocks [begin, end) as they are in memory; each sum finds the next block's peak on its way. */
+static void scan_raw(assay_spec_request *r, int64_t begin, int64_t end) {
+    const assay_spec_verify_kernel *k = r->call->kernel;
+    const int dtype = r->call->a->dtype;
+    float peak = r->sums ? k->peak(assay_spec_raw(r, begin), dtype, assay_spec_block_length(r, begin)) : NAN;
+    for (int64_t b = begin; b < end; b++) {
+        assay_spec_block *block = &r->blocks[b];
+        const void *raw = assay_spec_raw(r, b);
+        const int64_t n = assay_spec_block_length(r, b), next_n = b + 1 < end ? assay_spec_block_length(r, b + 1) : 0;
+        *block = (assay_spec_block){.largest = peak};
+        float next = NAN;
+        if (isfinite(peak)) {
+            const uint8_t *ahead = (const uint8_t *)assay_spec_raw(r, b + 1) + AHEAD_BYTES;
+            block->sum = k->sum(raw, dtype, n, peak, r->inverse_t, ahead, next_n, &next);
+            if (isnan(block->sum)) block->largest = NAN;
+        } else {
+            block->largest = k->largest(raw, dtype, n);
+            if (r->sums && next_n) next = k->peak(assay_spec_raw(r, b + 1), dtype, next_n);
+        }
+        peak = next;
+    }
+}
+
 static void scan_blocks(void *arg, int64_t begin, int64_t end) {
     assay_spec_request *r = arg;
     const assay_spec_verify_kernel *k = r->call->kernel;
+    if (!r->processed && !r->s.cuts) {
+        scan_raw(r, begin * BLOCKS_A_UNIT, end_of(r, end));
+        return;
+    }
     const float least = assay_spec_least_kept(r);
     _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
     for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
         assay_spec_block *block = &r->blocks[b];
         const int64_t n = assay_spec_block_length(r, b);
-        int dtype = r->call->a->dtype;
-        const void *view = assay_spec_raw(r, b);
         block->sum = 0;
-        block->largest = k->largest(view, dtype, n);
-        if (r->processed || r->s.cuts) {
-            /* A mask must not hide what poisons the row. */
-            if (!(block->largest < INFINITY)) continue;
-            if (!r->processed && block->largest < least) {
-                block->largest = -INFINITY;
-                continue;
-            }
-            view = assay_spec_view(r, b, buffer, &dtype);
-            block->largest = k->largest(view, dtype, n);
+        block->largest = k->largest(assay_spec_raw(r, b), r->call->a->dtype, n);
+        /* A mask must not hide what poisons the row. */
+        if (!(block->largest < INFINITY)) continue;
+        if (!r->processed && block->largest < least) {
+            block->largest = -INFINITY;
+            continue;
         }
+        int dtype;
+        const void *view = assay_spec_view(r, b, buffer, &dtype);
+        block->largest = k->largest(view, dtype, n);
         if (r->sums && isfinite(block->largest))
-            block->sum = k->sum(view, dtype, n, block->largest, r->inverse_t, assay_spec_raw_behind(r, b));
+            block->sum = k->sum(view, dtype, n, block->largest, r->inverse_t, assay_spec_raw(r, b + 1), 0, NULL);
     }
 }
 
@@ -382,18 +408,16 @@ int32_t assay_spec_race(assay_spec_request *r) {
 
 static void exponent_blocks(void *arg, int64_t begin, int64_t end) {
     assay_spec_request *r = arg;
-    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], w[ASSAY_VOCAB_BLOCK];
+    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
     for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
         const int64_t n = assay_spec_block_length(r, b);
         r->blocks[b].mass = r->blocks[b].total = 0;
         if (!isfinite(r->blocks[b].largest)) continue;
         int dtype;
         const void *view = assay_spec_view(r, b, buffer, &dtype);
-        r->blocks[b].total = (double)r->call->kernel->weights(view, dtype, n, r->s.shift, r->inverse_t, w);
-        float lane[16] = {0};
-        for (int64_t i = 0; i < n; i++)
-            if (w[i] > 0) lane[i % 16] += w[i] * ((assay_load_f32(view, dtype, i) - r->s.shift) * r->inverse_t);
-        r->blocks[b].mass = (double)assay_fold16(lane);
+        float total;
+        r->blocks[b].mass = (double)r->call->kernel->moment(view, dtype, n, r->s.shift, r->inverse_t, &total);
+        r->blocks[b].total = (double)total;
     }
 }
 

@@ -138,9 +138,5 @@ static inline int64_t assay_spec_block_length(const assay_spec_request *r, int64
 static inline const void *assay_spec_raw(const assay_spec_request *r, int64_t b) {
     return r->logits + b * ASSAY_VOCAB_BLOCK * (r->call->a->dtype == ASSAY_F32 ? 4 : 2);
 }
-/* Where the block behind b begins, which is read next; NULL behind the last whole one. */
-static inline const void *assay_spec_raw_behind(const assay_spec_request *r, int64_t b) {
-    return (b + 2) * ASSAY_VOCAB_BLOCK <= r->call->a->vocab ? assay_spec_raw(r, b + 1) : NULL;
-}
 
 #endif

@@ -15,9 +15,9 @@ INLINE __m512 vexp16(__m512 x) {
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(VEXP_C2));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(VEXP_C1));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    const __m512i bits = _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(z), 23));
-    /* Not below the least: a maskz move costs nothing beside the compare. */
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(VEXP_LEAST), _CMP_NLT_UQ), _mm512_castsi512_ps(bits));
+    /* p 2^n in one instruction, exact where x is not below the least, and zero under the same mask: two operations beside
+     * the compare fewer than adding to the exponent and moving. A NaN stays one. */
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(VEXP_LEAST), _CMP_NLT_UQ), p, n);
 }
 
 INLINE float fold16(__m512 s) {

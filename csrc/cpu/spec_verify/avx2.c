@@ -38,6 +38,8 @@ INLINE float largest_of(const void *row, int dtype, int64_t n) {
     return hmax8(_mm256_max_ps(_mm256_max_ps(m0, m1), _mm256_max_ps(m2, m3)));
 }
 
+INLINE float peak_of(const void *row, int dtype, int64_t n) { return largest_of(row, dtype, n); }
+
 INLINE int64_t find_in(const void *row, int dtype, int64_t n, float value) {
     const __m256 wanted = _mm256_set1_ps(value);
     assay_tail tail;
@@ -123,19 +125,39 @@ INLINE float residual_of(const void *row, int dtype, int64_t n, float shift, flo
     return _mm256_movemask_ps(bad) ? NAN : fold8(_mm256_add_ps(s0, s1));
 }
 
-INLINE float sum_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead) {
+INLINE float sum_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead, int64_t next_n,
+                    float *next_peak) {
     const __m256 m = _mm256_set1_ps(shift), t = _mm256_set1_ps(inverse_t);
     __m256 s0 = _mm256_setzero_ps(), s1 = s0;
     assay_tail tail;
     for (int64_t i = 0; i < n; i += 16) {
         const int whole = i + 16 <= n;
         const void *at = whole ? row : assay_tail_of(&tail, row, dtype, i, n);
-        if (ahead) _mm_prefetch((const char *)ahead + i * (dtype == ASSAY_F32 ? 4 : 2), _MM_HINT_T0);
+        _mm_prefetch((const char *)ahead + i * (dtype == ASSAY_F32 ? 4 : 2), _MM_HINT_T0);
         const __m256 a = load8(at, dtype, whole ? i : 0), b = load8(at, dtype, whole ? i + 8 : 8);
         s0 = _mm256_add_ps(s0, vexp8(_mm256_mul_ps(_mm256_sub_ps(a, m), t)));
         s1 = _mm256_add_ps(s1, vexp8(_mm256_mul_ps(_mm256_sub_ps(b, m), t)));
     }
+    if (next_n) *next_peak = peak_of((const uint8_t *)row + n * (dtype == ASSAY_F32 ? 4 : 2), dtype, next_n);
     return fold8(_mm256_add_ps(s0, s1));
+}
+
+INLINE float moment_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *total) {
+    const __m256 m = _mm256_set1_ps(shift), t = _mm256_set1_ps(inverse_t), zero = _mm256_setzero_ps();
+    __m256 s[2] = {zero, zero}, moment[2] = {zero, zero};
+    assay_tail tail;
+    for (int64_t i = 0; i < n; i += 16) {
+        const int whole = i + 16 <= n;
+        const void *at = whole ? row : assay_tail_of(&tail, row, dtype, i, n);
+        for (int half = 0; half < 2; half++) {
+            const __m256 z = _mm256_mul_ps(_mm256_sub_ps(load8(at, dtype, (whole ? i : 0) + 8 * half), m), t), e = vexp8(z);
+            const __m256 counts = _mm256_cmp_ps(e, zero, _CMP_GT_OQ); /* 0 times minus infinity is to count 0 */
+            s[half] = _mm256_add_ps(s[half], e);
+            moment[half] = _mm256_add_ps(moment[half], _mm256_and_ps(counts, _mm256_mul_ps(e, z)));
+        }
+    }
+    *total = fold8(_mm256_add_ps(s[0], s[1]));
+    return fold8(_mm256_add_ps(moment[0], moment[1]));
 }
 
 /* Four counters, hence eight elements, at a time: a word in the lower half of each 64-bit lane, what is above it never
@@ -180,4 +202,4 @@ static void race(const float *weights, int64_t n, int64_t first, assay_race *rac
 
 #include "by_type.h"
 
-const assay_spec_verify_kernel assay_spec_verify_avx2 = {largest, find, select, weights, sum, residual, race};
+const assay_spec_verify_kernel assay_spec_verify_avx2 = {largest, peak, find, select, weights, sum, moment, residual, race};

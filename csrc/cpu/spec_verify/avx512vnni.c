@@ -1,11 +1,15 @@
 /* Passes over a block of logits with AVX-512 (spec_verify.h states them).
  *
- * largest: per 64 float32 4 loads, 4 vmaxps, 2 vcmpps to a mask (one finds a NaN in either of two vectors), 2 korw: bound by
- *   the loads. vmaxps drops a NaN in its first operand, hence the compares.
- * weights: per 16 elements load, sub, mul, and vexp's 8 FMA-class, 1 sub, 2 integer operations, a compare and a masked move,
- *   add, store: about 15 on the two 512-bit pipes, 7 to 8 cycles; four pipes (Zen 5): 4 to 5. The sum's add is hidden behind
- *   the rest. Block and weights (16 KB together) stay in L1.
- * sum: the same without the store, and prefetches of the next block: memory works while the pipes do.
+ * largest, float32: per 16 elements a load, a vmaxps, half a vcmpps to a mask (one finds a NaN in either of two vectors) and
+ *   half a korw. Eight maxima: vmaxps takes 4 cycles and two start in each. vmaxps drops a NaN in its first operand, hence the
+ *   compares. 16 bits: 32 elements at a time as integers, the largest as signed, the largest and the least as unsigned: the
+ *   first is the answer, or when all are negative the last; NaNs lie beyond infinity in the first two.
+ * peak: the same without compares and prefetches, which in float32 may drop a NaN: the sum that follows shows it.
+ * weights: per 16 elements load, sub, mul, and vexp's 9 FMA-class, 1 sub, 1 compare, and add, store: 14 on the two 512-bit
+ *   ports of Intel's, 7 cycles; four pipes (Zen 5): 4 to 5. The sum's add is hidden behind the rest. Block and weights (16 KB
+ *   together) stay in L1.
+ * sum: the same without the store and where T = 1 without the mul, 13 operations, and one for the next block's peak, whose
+ *   latency this hides; prefetches of the block behind: memory works while the ports do.
  * race: per 16 elements 9 rounds of 6 operations and some 8 more: 16 cycles on four pipes. */
 #include "race.h"
 #include "../row_tail.h"
@@ -15,32 +19,89 @@
 
 INLINE unsigned unordered(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
 
-enum { AHEAD_BYTES = 4096 };
+/* The hardware's prefetch ends with the page: a line for every load, from 4 KB ahead. A hint, so it may leave the row. */
+INLINE void fetch_ahead(const void *at, int bytes) {
+    enum { AHEAD_BYTES = 4096 };
+    for (int line = 0; line < bytes; line += 64) _mm_prefetch((const char *)at + AHEAD_BYTES + line, _MM_HINT_T0);
+}
 
-INLINE float largest_of(const void *row, int dtype, int64_t n) {
-    __m512 m0 = _mm512_set1_ps(-INFINITY), m1 = m0, m2 = m0, m3 = m0;
+/* checked: a NaN is answered by NaN, and what follows the block is fetched. */
+INLINE float peak_f32(const float *row, int64_t n, int checked) {
+    __m512 m[8];
     unsigned nan = 0;
+    for (int j = 0; j < 8; j++) m[j] = _mm512_set1_ps(-INFINITY);
     int64_t i = 0;
-    for (; i + 64 <= n; i += 64) {
-        const __m512 a = load16(row, dtype, i), b = load16(row, dtype, i + 16);
-        const __m512 c = load16(row, dtype, i + 32), d = load16(row, dtype, i + 48);
-        /* The hardware's prefetch ends with the page. A line for every load, for 4 KB ahead; a hint, so it may leave the row. */
-        for (int64_t line = 0; line < 64 * (dtype == ASSAY_F32 ? 4 : 2); line += 64)
-            _mm_prefetch((const char *)row + i * (dtype == ASSAY_F32 ? 4 : 2) + AHEAD_BYTES + line, _MM_HINT_T0);
-        m0 = _mm512_max_ps(a, m0);
-        m1 = _mm512_max_ps(b, m1);
-        m2 = _mm512_max_ps(c, m2);
-        m3 = _mm512_max_ps(d, m3);
-        nan |= unordered(a, b) | unordered(c, d);
+    for (; i + 128 <= n; i += 128) {
+        if (checked) fetch_ahead(row + i, 512);
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) {
+            const __m512 a = _mm512_loadu_ps(row + i + 16 * j);
+            m[j] = _mm512_max_ps(a, m[j]);
+            if (checked && j % 2) nan |= unordered(a, _mm512_loadu_ps(row + i + 16 * j - 16));
+        }
     }
     assay_tail tail;
     for (; i < n; i += 16) {
-        const int whole = i + 16 <= n;
-        const __m512 a = load16(whole ? row : assay_tail_of(&tail, row, dtype, i, n), dtype, whole ? i : 0);
-        m0 = _mm512_max_ps(a, m0);
-        nan |= unordered(a, a);
+        const __m512 a = _mm512_loadu_ps(i + 16 <= n ? row + i : assay_tail_of(&tail, row, ASSAY_F32, i, n));
+        m[0] = _mm512_max_ps(a, m[0]);
+        if (checked) nan |= unordered(a, a);
     }
-    return nan ? NAN : hmax16(_mm512_max_ps(_mm512_max_ps(m0, m1), _mm512_max_ps(m2, m3)));
+    for (int j = 0; j < 4; j++) m[j] = _mm512_max_ps(m[j], m[j + 4]);
+    return nan ? NAN : hmax16(_mm512_max_ps(_mm512_max_ps(m[0], m[1]), _mm512_max_ps(m[2], m[3])));
+}
+
+/* The least of 16 unsigned words. */
+INLINE unsigned least_word(__m256i v) {
+    const __m128i half = _mm_min_epu16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    return (unsigned)_mm_extract_epi16(_mm_minpos_epu16(half), 0);
+}
+
+/* The largest of words that are float16 or bfloat16, of which the largest as signed and the least as unsigned are known. */
+INLINE float peak_of_words(int dtype, __m512i high, __m512i lowest) {
+    const __m256i s = _mm256_max_epi16(_mm512_castsi512_si256(high), _mm512_extracti64x4_epi64(high, 1));
+    const __m256i l = _mm256_min_epu16(_mm512_castsi512_si256(lowest), _mm512_extracti64x4_epi64(lowest, 1));
+    const unsigned of_signed = least_word(_mm256_xor_si256(s, _mm256_set1_epi16(0x7fff))) ^ 0x7fff;
+    const uint16_t found[16] = {(uint16_t)(of_signed < 0x8000 ? of_signed : least_word(l))};
+    return _mm512_cvtss_f32(load16(found, dtype, 0));
+}
+
+/* The same for float16 and bfloat16. */
+INLINE float peak_16(const uint16_t *row, int dtype, int64_t n, int checked) {
+    const uint16_t infinity = dtype == ASSAY_F16 ? 0x7c00 : 0x7f80;
+    __m512i high = _mm512_set1_epi16(-0x8000), highest = _mm512_setzero_si512(), lowest = _mm512_set1_epi16(-1);
+    int64_t i = 0;
+    for (; i + 128 <= n; i += 128) {
+        if (checked) fetch_ahead(row + i, 256);
+#pragma GCC unroll 4
+        for (int j = 0; j < 128; j += 32) {
+            const __m512i a = _mm512_loadu_si512(row + i + j);
+            high = _mm512_max_epi16(high, a);
+            if (checked) highest = _mm512_max_epu16(highest, a);
+            lowest = _mm512_min_epu16(lowest, a);
+        }
+    }
+    assay_tail tail;
+    for (; i < n; i += 16) {
+        const uint16_t *at = i + 16 <= n ? row + i : assay_tail_of(&tail, row, dtype, i, n);
+        const __m512i a = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)at));
+        high = _mm512_max_epi16(high, a);
+        if (checked) highest = _mm512_max_epu16(highest, a);
+        lowest = _mm512_min_epu16(lowest, a);
+    }
+    if (checked) {
+        const __mmask32 nan = _mm512_cmpgt_epi16_mask(high, _mm512_set1_epi16((short)infinity)) |
+                              _mm512_cmpgt_epu16_mask(highest, _mm512_set1_epi16((short)(infinity | 0x8000)));
+        if (nan) return NAN;
+    }
+    return peak_of_words(dtype, high, lowest);
+}
+
+INLINE float largest_of(const void *row, int dtype, int64_t n) {
+    return dtype == ASSAY_F32 ? peak_f32(row, n, 1) : peak_16(row, dtype, n, 1);
+}
+
+INLINE float peak_of(const void *row, int dtype, int64_t n) {
+    return dtype == ASSAY_F32 ? peak_f32(row, n, 0) : peak_16(row, dtype, n, 0);
 }
 
 INLINE int64_t find_in(const void *row, int dtype, int64_t n, float value) {
@@ -110,27 +171,88 @@ INLINE float residual_of(const void *row, int dtype, int64_t n, float shift, flo
     return bad ? NAN : fold16(sum);
 }
 
-INLINE float sum_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead) {
+/* Elements i .. i + 31 as two vectors. bfloat16: a word permutation is widening and shift at once. */
+INLINE void load32(const void *row, int dtype, int64_t i, __m512 out[2]) {
+    if (dtype != ASSAY_BF16) {
+        out[0] = load16(row, dtype, i);
+        out[1] = load16(row, dtype, i + 16);
+        return;
+    }
+    const __m512i words = _mm512_loadu_si512((const uint16_t *)row + i);
+    const __m512i first = _mm512_set_epi32(0xf0000, 0xe0000, 0xd0000, 0xc0000, 0xb0000, 0xa0000, 0x90000, 0x80000, 0x70000,
+                                           0x60000, 0x50000, 0x40000, 0x30000, 0x20000, 0x10000, 0);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(0x100000));
+    out[0] = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, first, words));
+    out[1] = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, second, words));
+}
+
+/* The loop over n elements, a multiple of 32. with_next: the peak of as many behind them, a step of which hides between the
+ * exponentials, where its latency costs nothing. */
+INLINE __m512 sum_whole(const uint8_t *row, int dtype, int64_t n, __m512 m, __m512 t, int scaled, const uint8_t *ahead,
+                        int with_next, float *peak) {
+    const int64_t size = dtype == ASSAY_F32 ? 4 : 2;
+    const uint8_t *next = row + n * size;
+    __m512 s = _mm512_setzero_ps(), m0 = _mm512_set1_ps(-INFINITY), m1 = m0;
+    __m512i high = _mm512_set1_epi16(-0x8000), lowest = _mm512_set1_epi16(-1);
+    for (int64_t i = 0; i < n; i += 32) {
+        for (int64_t line = 0; line < 32 * size; line += 64) _mm_prefetch((const char *)ahead + i * size + line, _MM_HINT_T0);
+        if (with_next && dtype == ASSAY_F32) {
+            m0 = _mm512_max_ps(load16(next, dtype, i), m0);
+            m1 = _mm512_max_ps(load16(next, dtype, i + 16), m1);
+        } else if (with_next) {
+            const __m512i a = _mm512_loadu_si512(next + 2 * i);
+            high = _mm512_max_epi16(high, a);
+            lowest = _mm512_min_epu16(lowest, a);
+        }
+        __m512 x[2];
+        load32(row, dtype, i, x);
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            const __m512 d = _mm512_sub_ps(x[j], m);
+            s = _mm512_add_ps(s, vexp16(scaled ? _mm512_mul_ps(d, t) : d));
+        }
+    }
+    if (with_next && dtype == ASSAY_F32) *peak = hmax16(_mm512_max_ps(m0, m1));
+    else if (with_next) *peak = peak_of_words(dtype, high, lowest);
+    return s;
+}
+
+INLINE float sum_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead, int64_t next_n,
+                    float *next_peak) {
     const __m512 m = _mm512_set1_ps(shift), t = _mm512_set1_ps(inverse_t);
-    const int64_t whole = n / 16 * 16;
-    __m512 s = _mm512_setzero_ps();
-    /* Times 1 is left out: the multiplications bound the loop. */
+    const int64_t whole = n / 32 * 32;
+    const int together = next_n == n && whole == n;
+    __m512 s;
+    /* Times 1 is left out: the ports bound the loop. */
     if (inverse_t == 1)
-        for (int64_t i = 0; i < whole; i += 16) {
-            if (ahead) _mm_prefetch((const char *)ahead + i * (dtype == ASSAY_F32 ? 4 : 2), _MM_HINT_T0);
-            s = _mm512_add_ps(s, vexp16(_mm512_sub_ps(load16(row, dtype, i), m)));
-        }
+        s = together ? sum_whole(row, dtype, whole, m, t, 0, ahead, 1, next_peak)
+                     : sum_whole(row, dtype, whole, m, t, 0, ahead, 0, NULL);
     else
-        for (int64_t i = 0; i < whole; i += 16) {
-            if (ahead) _mm_prefetch((const char *)ahead + i * (dtype == ASSAY_F32 ? 4 : 2), _MM_HINT_T0);
-            s = _mm512_add_ps(s, vexp16(_mm512_mul_ps(_mm512_sub_ps(load16(row, dtype, i), m), t)));
-        }
-    if (whole < n) {
-        assay_tail tail;
-        const __m512 a = load16(assay_tail_of(&tail, row, dtype, whole, n), dtype, 0);
+        s = together ? sum_whole(row, dtype, whole, m, t, 1, ahead, 1, next_peak)
+                     : sum_whole(row, dtype, whole, m, t, 1, ahead, 0, NULL);
+    assay_tail tail;
+    for (int64_t i = whole; i < n; i += 16) {
+        const int all = i + 16 <= n;
+        const __m512 a = load16(all ? row : assay_tail_of(&tail, row, dtype, i, n), dtype, all ? i : 0);
         s = _mm512_add_ps(s, vexp16(_mm512_mul_ps(_mm512_sub_ps(a, m), t)));
     }
+    if (next_n && !together) *next_peak = peak_of((const uint8_t *)row + n * (dtype == ASSAY_F32 ? 4 : 2), dtype, next_n);
     return fold16(s);
+}
+
+INLINE float moment_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *total) {
+    const __m512 m = _mm512_set1_ps(shift), t = _mm512_set1_ps(inverse_t), zero = _mm512_setzero_ps();
+    __m512 sum = zero, moment = zero;
+    assay_tail tail;
+    for (int64_t i = 0; i < n; i += 16) {
+        const int whole = i + 16 <= n;
+        const __m512 a = load16(whole ? row : assay_tail_of(&tail, row, dtype, i, n), dtype, whole ? i : 0);
+        const __m512 z = _mm512_mul_ps(_mm512_sub_ps(a, m), t), e = vexp16(z);
+        sum = _mm512_add_ps(sum, e);
+        moment = _mm512_mask_add_ps(moment, _mm512_cmp_ps_mask(e, zero, _CMP_GT_OQ), moment, _mm512_mul_ps(e, z));
+    }
+    *total = fold16(sum);
+    return fold16(moment);
 }
 
 /* Eight counters, hence sixteen elements, at a time: a word in the lower half of each 64-bit lane, what is above it never
@@ -176,4 +298,4 @@ static void race(const float *weights, int64_t n, int64_t first, assay_race *rac
 
 #include "by_type.h"
 
-const assay_spec_verify_kernel assay_spec_verify_avx512vnni = {largest, find, select, weights, sum, residual, race};
+const assay_spec_verify_kernel assay_spec_verify_avx512vnni = {largest, peak, find, select, weights, sum, moment, residual, race};

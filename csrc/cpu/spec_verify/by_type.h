@@ -1,4 +1,5 @@
-/* The functions of a kernel table, made of a variant's largest_of, find_in, select_in, weights_of, sum_of and residual_of: included behind them. */
+/* The functions of a kernel table, made of a variant's largest_of, peak_of, find_in, select_in, weights_of, sum_of,
+ * moment_of and residual_of: included behind them. */
 #ifndef ASSAY_SPEC_VERIFY_BY_TYPE_H
 #define ASSAY_SPEC_VERIFY_BY_TYPE_H
 
@@ -10,6 +11,12 @@
 
 static float largest(const void *row, int dtype, int64_t n) {
 #define CALL(type) largest_of(row, type, n)
+    BY_TYPE(CALL);
+#undef CALL
+}
+
+static float peak(const void *row, int dtype, int64_t n) {
+#define CALL(type) peak_of(row, type, n)
     BY_TYPE(CALL);
 #undef CALL
 }
@@ -32,8 +39,15 @@ static float weights(const void *row, int dtype, int64_t n, float shift, float i
 #undef CALL
 }
 
-static float sum(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead) {
-#define CALL(type) sum_of(row, type, n, shift, inverse_t, ahead)
+static float sum(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead, int64_t next_n,
+                 float *next_peak) {
+#define CALL(type) sum_of(row, type, n, shift, inverse_t, ahead, next_n, next_peak)
+    BY_TYPE(CALL);
+#undef CALL
+}
+
+static float moment(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *total) {
+#define CALL(type) moment_of(row, type, n, shift, inverse_t, total)
     BY_TYPE(CALL);
 #undef CALL
 }

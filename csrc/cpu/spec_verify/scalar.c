@@ -60,10 +60,23 @@ static float residual(const void *row, int dtype, int64_t n, float shift, float 
     return bad ? NAN : assay_fold16(lane);
 }
 
-static float sum(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead) {
+static float sum(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead, int64_t next_n,
+                 float *next_peak) {
     (void)ahead;
+    if (next_n) *next_peak = largest((const uint8_t *)row + n * (dtype == ASSAY_F32 ? 4 : 2), dtype, next_n);
     float lane[16] = {0};
     for (int64_t i = 0; i < n; i++) lane[i % 16] += assay_vexp((assay_load_f32(row, dtype, i) - shift) * inverse_t);
+    return assay_fold16(lane);
+}
+
+static float moment(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *total) {
+    float lane[16] = {0}, weight[16] = {0};
+    for (int64_t i = 0; i < n; i++) {
+        const float z = (assay_load_f32(row, dtype, i) - shift) * inverse_t, e = assay_vexp(z);
+        weight[i % 16] += e;
+        if (e > 0) lane[i % 16] += e * z;
+    }
+    *total = assay_fold16(weight);
     return assay_fold16(lane);
 }
 
@@ -77,4 +90,4 @@ static void race(const float *weights, int64_t n, int64_t first, assay_race *rac
     }
 }
 
-const assay_spec_verify_kernel assay_spec_verify_scalar = {largest, find, select, weights, sum, residual, race};
+const assay_spec_verify_kernel assay_spec_verify_scalar = {largest, largest, find, select, weights, sum, moment, residual, race};

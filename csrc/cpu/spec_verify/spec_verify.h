@@ -18,6 +18,8 @@ typedef struct {
 typedef struct {
     /* The largest element; NaN when any is. */
     float (*largest)(const void *row, int dtype, int64_t n);
+    /* The same; where an element is NaN, NaN or the largest of the others. */
+    float (*peak)(const void *row, int dtype, int64_t n);
     /* The first element equal to value; -1 when there is none. */
     int64_t (*find)(const void *row, int dtype, int64_t n, float value);
     /* The elements that are `least` or more, in order, and where they stand; returns how many. Both arrays hold 16 more than
@@ -25,8 +27,12 @@ typedef struct {
     int64_t (*select)(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where);
     /* out[i] = vexp((row[i] - shift) * inverse_t); returns their sum. shift is finite and the largest element or more. */
     float (*weights)(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *out);
-    /* The sum alone, while the row is fetched into the caches from `ahead` (NULL: not) on as far as n elements reach. */
-    float (*sum)(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead);
+    /* The sum alone, NaN when an element is; and where next_n > 0, the peak of so many elements behind these. Meanwhile n
+     * elements from `ahead` on are fetched into the caches: a hint, which need not be memory at all. */
+    float (*sum)(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead, int64_t next_n,
+                 float *next_peak);
+    /* Of z[i] = (row[i] - shift) * inverse_t, weighted by vexp(z[i]), where that is not 0: the sum; *total gets the weights'. */
+    float (*moment)(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *total);
     /* out[i] = max(0, vexp((row[i] - shift) * inverse_t) * scale - q[i] * c); returns their sum, or NaN when a q[i] is
      * NaN, infinite or negative. */
     float (*residual)(const void *row, int dtype, int64_t n, float shift, float inverse_t, float scale, const float *q,
