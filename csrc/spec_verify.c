@@ -134,8 +134,8 @@ static int arguments_are_right(const assay_verify_args *a, int *sampled) {
     if (a->cu_edits && a->cu_edits[a->batch] && (!a->edit_token_ids || !a->edit_bias || !a->edit_in_prompt || !a->edit_count))
         return 0;
     if (a->bitmask && a->bitmask_ld < (a->vocab + 31) / 32) return 0;
-    if (!(a->threshold_acc > 0) || !(a->threshold_single >= 0) || !(a->posterior_threshold >= 0) || !(a->posterior_alpha >= 0))
-        return 0;
+    if (a->rule == ASSAY_TARGET_ONLY && (!(a->threshold_acc > 0) || !(a->threshold_single >= 0))) return 0;
+    if (a->rule == ASSAY_TYPICAL && (!(a->posterior_threshold >= 0) || !(a->posterior_alpha >= 0))) return 0;
     for (int64_t b = 0; b < a->batch; b++) {
         if ((int64_t)a->cu_num_draft_tokens[b + 1] - a->cu_num_draft_tokens[b] + 1 > a->max_out) return 0;
         if (!(a->temperature[b] >= 0 && a->temperature[b] <= FLT_MAX)) return 0;

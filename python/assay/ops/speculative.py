@@ -174,8 +174,8 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
     if on_status not in ("return", "raise"):
         raise ValueError(f"on_status: expected return or raise, got {on_status!r}")
     logits = as_tensor(target_logits, "target_logits", FLOAT_NAMES, 2)
-    cu = as_tensor(cu_num_draft_tokens, "cu_num_draft_tokens", ("int32", "int64"), 1)
-    batch, drafts, most = arguments.counts(cu.array)
+    cu = arguments.starts(cu_num_draft_tokens)
+    batch, drafts, most = arguments.counts(cu)
     rows, vocab = logits.shape
     if vocab < 1 or vocab > arguments.MOST:
         raise ValueError(f"target_logits: expected [sum(K_b + 1), V] with 1 <= V < 2^31, got {list(logits.shape)}")
@@ -188,8 +188,8 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         ids = arguments.translate(ids, d2t)
     t, sampled = arguments.temperatures(temperature, batch)
     sampled = sampled and rule != "greedy"
-    cu32 = np.ascontiguousarray(cu.array, np.int32)
-    a = VerifyArguments(rule, batch, vocab, most + 1, ids, cu32, t, logprobs=return_logprobs)
+    a = VerifyArguments(rule, batch, vocab, most + 1, ids, cu, t)
+    a.logprobs = return_logprobs
     if parents is not None:
         a.parents = arguments.as_ids(parents, "parents", drafts)
     if draft_probs is not None:
@@ -202,8 +202,8 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
             banned=banned_token_ids, penalties=a.repetition_penalty is not None,
         )  # fmt: skip
     if bitmask is not None or allowed_token_ids is not None:
-        a.bitmask, a.bitmask_per_row = arguments.masks(bitmask, allowed_token_ids, batch, rows, cu32, vocab)
-    if rule in ("typical", "target_only"):
+        a.bitmask, a.bitmask_per_row = arguments.masks(bitmask, allowed_token_ids, batch, rows, cu, vocab)
+    if rule in _WITH_THRESHOLDS:
         arguments.thresholds(a, posterior_threshold, posterior_alpha, threshold_single, threshold_acc)
     if sampled:
         if uniforms is not None:
@@ -226,8 +226,8 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         ints = (written.output_token_ids, written.num_accepted, written.num_emitted, written.status,
                 written.accept_index, written.counters)  # fmt: skip
     else:
-        inputs = [logits, cu] + [
-            as_tensor(x, "", (x.dtype.name,), x.ndim) for x in (ids, a.draft_probs) if x is not None
+        inputs = [logits] + [
+            as_tensor(x, "", (x.dtype.name,), x.ndim) for x in (cu, ids, a.draft_probs) if x is not None
         ]
         outputs, result = as_outputs(_earlier(out), _INT_NAMES, ("int32",) * 6, _shapes(batch, most + 1), inputs)
         stand_ins = dense(outputs)
@@ -237,10 +237,8 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         ints = tuple(result)
     if on_status == "raise":
         _raise_first(written.status)
-    lossless = not sampled or not (
-        rule == "typical" or (rule == "target_only" and min(threshold_acc, threshold_single) < 1)
-    )
-    return VerifyResult(*ints[:5], logprobs, lossless, ints[5])
+    lossy = rule in _WITH_THRESHOLDS and sampled and (rule == "typical" or min(threshold_acc, threshold_single) < 1)
+    return VerifyResult(*ints[:5], logprobs, not lossy, ints[5])
 
 
 _STATUS = ("", "a NaN in a row of logits, or a draft probability that is none", "a row of logits that is minus infinity",
@@ -299,25 +297,23 @@ def uniform(seed: int, position: int, domain: int, node: int = 0) -> float:
     return float(lib.assay_uniform(seed & (2**64 - 1), position, domain, node))
 
 
+_INT32, _COUNTERS = np.dtype(np.int32), lib.ASSAY_COUNTERS
 _INT_NAMES = ("output_token_ids", "num_accepted", "num_emitted", "status", "accept_index", "counters")
 
 
 def _shapes(batch: int, width: int) -> tuple[tuple[int, ...], ...]:
-    return (batch, width), (batch,), (batch,), (batch,), (batch, width - 1), (batch, lib.ASSAY_COUNTERS)
+    return (batch, width), (batch,), (batch,), (batch,), (batch, width - 1), (batch, _COUNTERS)
 
 
 def _fresh(batch: int, width: int, logprobs: np.ndarray | None) -> VerifyOutputs:
-    """Outputs in one piece of memory."""
-    arrays, at = [], 0
-    memory = np.empty(batch * (2 * width + 2 + lib.ASSAY_COUNTERS), np.int32)
-    for shape in _shapes(batch, width):
-        if len(shape) == 1:
-            arrays.append(memory[at : at + batch])
-            at += batch
-        else:
-            arrays.append(memory[at : at + batch * shape[1]].reshape(shape))
-            at += batch * shape[1]
-    return _outputs(arrays, logprobs)
+    """Outputs in one piece of memory, in the order in which :func:`_call` points at them."""
+    memory = np.empty(batch * (2 * width + 2 + _COUNTERS), _INT32)
+    path, ends = batch * width, batch * (2 * width - 1)
+    return VerifyOutputs(
+        memory[:path].reshape(batch, width),
+        memory[ends : ends + batch], memory[ends + batch : ends + 2 * batch], memory[ends + 2 * batch : ends + 3 * batch],
+        memory[path:ends].reshape(batch, width - 1), logprobs, memory[ends + 3 * batch :].reshape(batch, _COUNTERS), memory,
+    )  # fmt: skip
 
 
 def _outputs(arrays: list[np.ndarray], logprobs: np.ndarray | None) -> VerifyOutputs:
@@ -340,52 +336,63 @@ def _run(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, backend: st
     (found.verify if found else reference.verify)(widen(logits), a, written)
 
 
-_C_NAMES = {"int32": "int32_t", "uint32": "uint32_t", "int64": "int64_t", "uint64": "uint64_t", "float32": "float",
-            "float64": "double"}  # fmt: skip
-_POINTERS = {np.dtype(name): f"{c}[]" for name, c in _C_NAMES.items()}  # by dtype: its name takes a microsecond
+_ARGS, _INTS, _FLOATS = ffi.typeof("assay_verify_args *"), ffi.typeof("int32_t[]"), ffi.typeof("float[]")
 #: Arrays by the name of their field in assay_verify_args, where that is the arguments' own.
-_SAME_NAME = ("parents", "draft_probs", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty",
-              "presence_penalty", "bitmask", "seed", "position", "uniforms", "max_emit")  # fmt: skip
+_OPTIONAL = {
+    name: ffi.typeof(f"{kind}[]")
+    for kind, names in (
+        ("int32_t", "parents top_k max_emit"),
+        ("float", "draft_probs top_p min_p typical_p repetition_penalty frequency_penalty presence_penalty"),
+        ("uint32_t", "bitmask"), ("uint64_t", "seed"), ("int64_t", "position"), ("double", "uniforms"),
+    )
+    for name in names.split()
+}  # fmt: skip
+_WITH_THRESHOLDS = ("typical", "target_only")
+#: What an array that is given, though there is nothing in it, points at.
+_NOTHING = np.zeros(1, np.int64)
+
+
+def _view(kind: Any, array: np.ndarray) -> Any:
+    """A pointer, which lives as long as the array (and not only as long as itself)."""
+    return ffi.from_buffer(kind, array if array.size else _NOTHING)
 
 
 def _call(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, isa: str | None, num_threads: int | None) -> None:
-    s = ffi.new("assay_verify_args *")
-    held: list[Any] = []
-
-    def pointer(array: np.ndarray, hold: Any = held.append, view: Any = ffi.from_buffer) -> Any:
-        if not array.size:  # given, though there is nothing in it
-            array = np.zeros(1, array.dtype)
-        found = view(_POINTERS[array.dtype], array)
-        hold(found)
-        return found
-
+    s, view = ffi.new(_ARGS), _view
     s.target_logits, s.dtype, s.ld = logits.ptr, FLOAT_DTYPES[logits.dtype], logits.row_stride
     s.batch, s.vocab, s.rule, s.max_out = a.batch, a.vocab, _RULE_NUMBERS[a.rule], a.width
-    s.draft_token_ids, s.cu_num_draft_tokens = pointer(a.ids), pointer(a.cu)
-    s.temperature = pointer(a.temperature)
-    for name in _SAME_NAME:
-        array = getattr(a, name)
-        if array is not None:
-            setattr(s, name, pointer(array))
+    s.draft_token_ids, s.cu_num_draft_tokens = view(_INTS, a.ids), view(_INTS, a.cu)
+    s.temperature = view(_FLOATS, a.temperature)
+    for name, array in a.__dict__.items():
+        if array is not None and name in _OPTIONAL:
+            setattr(s, name, view(_OPTIONAL[name], array))
     if a.sparse_ids is not None and a.sparse_probs is not None:
-        s.draft_prob_ids, s.draft_prob_values = pointer(a.sparse_ids), pointer(a.sparse_probs)
+        s.draft_prob_ids, s.draft_prob_values = view(_INTS, a.sparse_ids), view(_FLOATS, a.sparse_probs)
         s.draft_prob_width = a.sparse_ids.shape[1]
     if a.edits is not None:
-        s.cu_edits, s.edit_token_ids = pointer(a.edits.cu), pointer(a.edits.ids)
-        s.edit_bias, s.edit_count = pointer(a.edits.bias), pointer(a.edits.count)
-        s.edit_in_prompt = pointer(a.edits.in_prompt)
+        s.cu_edits, s.edit_token_ids = view(_INTS, a.edits.cu), view(_INTS, a.edits.ids)
+        s.edit_bias, s.edit_count = view(_FLOATS, a.edits.bias), view(_INTS, a.edits.count)
+        s.edit_in_prompt = view(_INTS, a.edits.in_prompt)
     if a.bitmask is not None:
         s.bitmask_ld, s.bitmask_per_row = a.bitmask.shape[1], a.bitmask_per_row
-    s.posterior_threshold, s.posterior_alpha = a.posterior_threshold, a.posterior_alpha
-    s.threshold_single, s.threshold_acc = a.threshold_single, a.threshold_acc
+    if a.rule in _WITH_THRESHOLDS:
+        s.posterior_threshold, s.posterior_alpha = a.posterior_threshold, a.posterior_alpha
+        s.threshold_single, s.threshold_acc = a.threshold_single, a.threshold_acc
     if a.stop_ids is not None:
-        s.stop_token_ids, s.num_stop = pointer(a.stop_ids), len(a.stop_ids)
+        s.stop_token_ids, s.num_stop = view(_INTS, a.stop_ids), len(a.stop_ids)
         if a.cu_stop is not None:
-            s.cu_stop = pointer(a.cu_stop)
-    s.output_token_ids, s.accept_index = pointer(written.output_token_ids), pointer(written.accept_index)
-    s.num_accepted, s.num_emitted = pointer(written.num_accepted), pointer(written.num_emitted)
-    s.status, s.counters = pointer(written.status), pointer(written.counters)
+            s.cu_stop = view(_INTS, a.cu_stop)
+    if written.memory is not None:
+        n = a.batch
+        at = view(_INTS, written.memory)
+        s.output_token_ids, s.accept_index = at, at + n * a.width
+        at += n * (2 * a.width - 1)
+        s.num_accepted, s.num_emitted, s.status, s.counters = at, at + n, at + 2 * n, at + 3 * n
+    else:
+        s.output_token_ids, s.accept_index = view(_INTS, written.output_token_ids), view(_INTS, written.accept_index)
+        s.num_accepted, s.num_emitted = view(_INTS, written.num_accepted), view(_INTS, written.num_emitted)
+        s.status, s.counters = view(_INTS, written.status), view(_INTS, written.counters)
     if written.logprobs is not None:
-        s.logprobs = pointer(written.logprobs)
+        s.logprobs = view(_FLOATS, written.logprobs)
     scratch, size = workspace(lib.assay_verify_workspace(s))
     check(lib.assay_verify(s, variant_index(isa), thread_count(num_threads), scratch, size), "verify", isa)

@@ -8,9 +8,13 @@ from .. import reference
 from .._ffi import as_tensor, check, ffi, lib
 from ..reference.tree import TreeLayout
 from ._backends import twin
+from ._verify_arguments import is_plain
 
 #: A tree may have so many nodes.
 MOST_NODES: int = lib.ASSAY_TREE_MOST_NODES
+
+_ARGS = ffi.typeof("assay_tree_args *")
+_INTS, _LONGS, _BYTES, _WORDS = (ffi.typeof(f"{name}[]") for name in ("int32_t", "int64_t", "uint8_t", "uint64_t"))
 
 
 def tree_build(parents: Any, tokens: Any = None, *, position: int = 0, max_depth: int | None = None,
@@ -60,6 +64,8 @@ def tree_build(parents: Any, tokens: Any = None, *, position: int = 0, max_depth
 
 
 def _ids(x: Any, name: str) -> np.ndarray:
+    if is_plain(x) and x.ndim == 1:
+        return x  # type: ignore[no-any-return]
     if isinstance(x, list | tuple):
         x = np.array(x, np.int64)
     array = as_tensor(x, name, ("int32", "int64"), 1).array
@@ -72,37 +78,30 @@ def _ids(x: Any, name: str) -> np.ndarray:
 def _call(parents: np.ndarray, tokens: np.ndarray | None, position: int, max_depth: int) -> TreeLayout:
     n = len(parents)
     rows = n + 1
-    links = np.empty((3, rows), np.int32)
+    ints = np.empty(4 + 3 * rows + max(n, 1) * (max_depth + 1), np.int32)
     positions = np.empty(rows, np.int64)
     mask = np.empty((rows, rows), np.uint8)
     words = np.empty((rows, (rows + 63) // 64), np.uint64)
-    retrieve = np.empty(max(n, 1) * (max_depth + 1), np.int32)
-    info = ffi.new("int32_t[4]")
-    at = ffi.from_buffer("int32_t[]", links)
-    args = ffi.new(
-        "assay_tree_args *",
-        {
-            "nodes": n,
-            "parents": ffi.from_buffer("int32_t[]", parents) if n else ffi.NULL,
-            "tokens": ffi.from_buffer("int32_t[]", tokens) if tokens is not None and n else ffi.NULL,
-            "max_depth": max_depth,
-            "position": position,
-            "depth": at,
-            "first_child": at + rows,
-            "next_sibling": at + 2 * rows,
-            "positions": ffi.from_buffer("int64_t[]", positions),
-            "mask": ffi.from_buffer("uint8_t[]", mask),
-            "mask_words": ffi.from_buffer("uint64_t[]", words),
-            "retrieve": ffi.from_buffer("int32_t[]", retrieve),
-            "info": info,
-        },
-    )
+    args = ffi.new(_ARGS)
+    args.nodes, args.max_depth, args.position = n, max_depth, position
+    if n:
+        args.parents = ffi.from_buffer(_INTS, parents)
+        if tokens is not None:
+            args.tokens = ffi.from_buffer(_INTS, tokens)
+    at = ffi.from_buffer(_INTS, ints)
+    args.info = at
+    at += 4
+    args.depth, args.first_child, args.next_sibling, args.retrieve = at, at + rows, at + 2 * rows, at + 3 * rows
+    args.positions = ffi.from_buffer(_LONGS, positions)
+    args.mask = ffi.from_buffer(_BYTES, mask)
+    args.mask_words = ffi.from_buffer(_WORDS, words)
     check(lib.assay_tree_build(args), "tree_build")
-    status, node, leaves, deepest = info
+    status, node, leaves, deepest = ints[:4].tolist()
     if status:
         none = np.empty(0, np.int32)
         return TreeLayout(
             status, node, none, positions[:0], none, none, mask[:0, :0], words[:0, :0], none[:, None][:, :0]
         )
-    paths = retrieve[: leaves * (deepest + 1)].reshape(leaves, deepest + 1)
-    return TreeLayout(status, node, links[0], positions, links[1], links[2], mask, words, paths)
+    depth, first_child, next_sibling = ints[4 : 4 + 3 * rows].reshape(3, rows)
+    paths = ints[4 + 3 * rows :][: leaves * (deepest + 1)].reshape(leaves, deepest + 1)
+    return TreeLayout(status, node, depth, positions, first_child, next_sibling, mask, words, paths)

@@ -22,17 +22,12 @@ class Edits:
     count: np.ndarray  # int32: occurrences among the generated tokens
 
 
-@dataclass(slots=True)
 class VerifyArguments:
-    """Arrays as assay.h describes them; None where something is off for all. Rows of logits travel apart."""
+    """Arrays as assay.h describes them; None where something is off for all. Rows of logits travel apart.
 
-    rule: str
-    batch: int
-    vocab: int
-    width: int  # most tokens that a request can emit
-    ids: np.ndarray
-    cu: np.ndarray
-    temperature: np.ndarray
+    What is rarely given stays an attribute of the class: no dataclass, which would write all of them at every call.
+    """
+
     parents: np.ndarray | None = None
     draft_probs: np.ndarray | None = None
     sparse_ids: np.ndarray | None = None
@@ -59,6 +54,13 @@ class VerifyArguments:
     max_emit: np.ndarray | None = None
     logprobs: bool = False
 
+    def __init__(
+        self, rule: str, batch: int, vocab: int, width: int, ids: np.ndarray, cu: np.ndarray, temperature: np.ndarray
+    ) -> None:
+        self.rule, self.batch, self.vocab = rule, batch, vocab
+        self.width = width  # most tokens that a request can emit
+        self.ids, self.cu, self.temperature = ids, cu, temperature
+
 
 @dataclass(slots=True)
 class VerifyOutputs:
@@ -71,3 +73,4 @@ class VerifyOutputs:
     accept_index: np.ndarray
     logprobs: np.ndarray | None
     counters: np.ndarray
+    memory: np.ndarray | None = None  #: int32, which holds all but logprobs, where it was made for them
