@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py gemm [--op w4a8,w4a16,w8a8] [--shapes 4096x4096] [--m 1,4] [--threads 1,2] [--group 32,128]
     python benchmarks/compare.py moe [--layers mixtral] [--tokens 1,16] [--routing uniform,power,correlated]
-    python benchmarks/compare.py verify [--vocab 32000] [--batch 1,8] [--drafts 4] [--rule greedy,rejection]
+    python benchmarks/compare.py verify [--vocab 32000] [--batch 1,8] [--drafts 4] [--rule greedy,rejection] [--logits cache]
     python benchmarks/compare.py route [--tokens 1,64]
     python benchmarks/compare.py bounds [--processes 5] [--shapes ...]
 
@@ -28,15 +28,16 @@ from assay import machine
 from assay.report.progress import Progress
 from assay.report.table import Column, digits, number, percent, render, to_json, yes_no
 from comparison import OURS, Results, losses_first, measure, row_of, summary
-from peers import experts
+from peers import experts, sampling
 from peers.contender import Cell
-from peers.sampling import first_path
 from peers.worker import Failed, Worker
 
 #: N x K of Llama-3-8B and Mixtral, Gemma-3-270M, Qwen3-30B-A3B's experts.
 SHAPES = "4096x4096,14336x4096,4096x14336,1024x4096,2048x640,262144x640,768x2048,2048x768"
 KINDS = {"sym": True, "asym": False}
 RULES = ("greedy", "rejection", "tree")
+#: Where verification finds the logits: as a matrix product of many rows leaves them, or of a few.
+PLACES = ("memory", "cache")
 ROWS = [1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64, 128, 512]
 
 Target = tuple[str, tuple[Any, ...]]
@@ -122,6 +123,7 @@ def parse() -> argparse.Namespace:
     verify.add_argument("--batch", type=integers)
     verify.add_argument("--drafts", type=integers)
     verify.add_argument("--rule", type=among(RULES), default=list(RULES))
+    verify.add_argument("--logits", type=among(PLACES), default=list(PLACES), help="where they lie: memory,cache")
     route = commands.add_parser("route", parents=[common, versus], help="routing of tokens to experts")
     route.add_argument("--tokens", type=integers)
     one = commands.add_parser("bounds", parents=[common, weights], help="our w4a8 kernel against its bounds")
@@ -252,30 +254,34 @@ def verify_cells(args: argparse.Namespace) -> list[Cell]:
     drafts = {rule: args.drafts or ([4] if quick else [1, 4, 8, 16]) for rule in args.rule}
     if "tree" in drafts:
         drafts["tree"] = args.drafts or [16, 64]
-        batches_of_trees = [b for b in batches if b <= 8]  # 64 trees of 64 nodes are 2 GB of logits and more
     return [
-        Cell.of("verify", t, vocab=vocab, batch=batch, k=k, rule=rule)
+        Cell.of("verify", t, vocab=vocab, batch=batch, k=k, rule=rule, logits=where)
         for rule, counts in drafts.items()
-        for vocab, batch, k, t in product(
-            vocabularies, batches_of_trees if rule == "tree" else batches, counts, args.threads
-        )
-    ]  # fmt: skip
+        for vocab, batch, k, where, t in product(vocabularies, batches, counts, args.logits, args.threads)
+        if sampling.fits(rule, batch, k, vocab, where)
+    ]
 
 
 def verify_work(cell: Cell) -> dict[str, float]:
-    """Every row of logits that the walk reaches read once."""
-    rows = len(first_path(cell.k)) + 1 if cell.rule == "tree" else cell.k + 1
-    return {"dram_read": 4.0 * cell.batch * rows * cell.vocab}
+    """Every row of logits that the walk reaches read once, and for a normaliser exponentiated."""
+    rows = cell.batch * (len(sampling.first_path(cell.k)) + 1 if cell.rule == "tree" else cell.k + 1)
+    work = {"llc_read" if cell.logits == "cache" else "dram_read": 4.0 * rows * cell.vocab}
+    return work | ({"exp_rate": float(rows * cell.vocab)} if cell.rule == "rejection" else {})
 
 
 VERIFY_COLUMNS = [
     Column("rule", "rule"),
+    Column("logits", "logits in"),
     Column("vocab", "vocabulary", align="right"),
     Column("batch", "batch", align="right"),
     Column("k", "drafts", align="right"),
     Column("threads", "threads", align="right"),
 ]
-VERIFY_CLASSES: Classes = {rule: (lambda r, rule=rule: r["rule"] == rule) for rule in RULES}
+VERIFY_CLASSES: Classes = {
+    f"{rule}, {where}": (lambda r, rule=rule, where=where: (r["rule"], r["logits"]) == (rule, where))
+    for rule in RULES
+    for where in PLACES
+}  # fmt: skip
 
 
 def route_cells(args: argparse.Namespace) -> list[Cell]:

@@ -87,7 +87,7 @@ def measure(workers: Mapping[str, Asked], reader: Asked, cell: Cell, passes: int
 
 
 #: Roofs, and what is said of a cell that one of them binds.
-BOUNDS = {"dram_read": "memory", "llc_read": "cache", "int8_peak": "compute"}
+BOUNDS = {"dram_read": "memory", "llc_read": "cache", "int8_peak": "compute", "exp_rate": "exp"}
 
 
 def row_of(cell: Cell, found: Measured, work: Callable[[Cell], dict[str, float]]) -> dict[str, Any]:

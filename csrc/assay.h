@@ -383,6 +383,8 @@ double assay_probe_read(const void *buffer, size_t bytes, int64_t repeats, int v
 /* iterations of the tier's densest int8 dot-product loop; *ops gets multiply-adds times two done in all. */
 double assay_probe_int8(int64_t iterations, int variant, int num_threads, double *ops);
 double assay_probe_fp32(int64_t iterations, int variant, int num_threads, double *ops);
+/* iterations over 2048 float32 in L1 of what a normaliser is: sum exp(x - m), vexp.h's exp; *elements gets how many in all. */
+double assay_probe_exp(int64_t iterations, int variant, int num_threads, double *elements);
 
 /* cdef end */
 

@@ -148,6 +148,7 @@ typedef struct {
     uint64_t (*read)(const void *buffer, size_t bytes);      /* returns a value that depends on every line */
     double (*int8)(int64_t iterations);                      /* returns ops done */
     double (*fp32)(int64_t iterations);
+    double (*exponentials)(int64_t iterations);              /* returns elements */
 } assay_probe_kernel;
 
 #endif

@@ -22,7 +22,7 @@ typedef struct {
     size_t bytes;
     int64_t pieces;
     int64_t iterations;
-    int fp32;
+    double (*loop)(int64_t iterations);
     _Atomic uint64_t sink;  /* keeps the work from being optimised away */
     _Atomic uint64_t ops;
 } probe;
@@ -51,13 +51,16 @@ double assay_probe_read(const void *buffer, size_t bytes, int64_t repeats, int v
 static void compute(void *arg, int64_t begin, int64_t end) {
     probe *p = arg;
     double ops = 0;
-    for (int64_t i = begin; i < end; i++) ops += (p->fp32 ? p->kernel->fp32 : p->kernel->int8)(p->iterations);
+    for (int64_t i = begin; i < end; i++) ops += p->loop(p->iterations);
     atomic_fetch_add(&p->ops, (uint64_t)ops);
 }
 
-static double peak(int64_t iterations, int variant, int num_threads, int fp32, double *ops) {
-    probe p = {.kernel = assay_select(ASSAY_OP_probe, variant), .iterations = iterations, .fp32 = fp32};
+enum kind { INT8, FP32, EXPONENTIALS };
+
+static double peak(int64_t iterations, int variant, int num_threads, enum kind kind, double *ops) {
+    probe p = {.kernel = assay_select(ASSAY_OP_probe, variant), .iterations = iterations};
     if (!p.kernel || iterations < 1 || num_threads < 0 || !ops) return -1;
+    p.loop = kind == INT8 ? p.kernel->int8 : kind == FP32 ? p.kernel->fp32 : p.kernel->exponentials;
     const int threads = num_threads ? num_threads : assay_num_threads();
     const double start = now_s();
     /* Sixteen units a thread: one that is held up for a moment leaves its units to the others. */
@@ -68,9 +71,13 @@ static double peak(int64_t iterations, int variant, int num_threads, int fp32, d
 }
 
 double assay_probe_int8(int64_t iterations, int variant, int num_threads, double *ops) {
-    return peak(iterations, variant, num_threads, 0, ops);
+    return peak(iterations, variant, num_threads, INT8, ops);
 }
 
 double assay_probe_fp32(int64_t iterations, int variant, int num_threads, double *ops) {
-    return peak(iterations, variant, num_threads, 1, ops);
+    return peak(iterations, variant, num_threads, FP32, ops);
+}
+
+double assay_probe_exp(int64_t iterations, int variant, int num_threads, double *elements) {
+    return peak(iterations, variant, num_threads, EXPONENTIALS, elements);
 }

@@ -11,7 +11,7 @@ READINGS = 5
 
 
 class Reader:
-    """DRAM and cache bandwidth, int8 peak."""
+    """DRAM and cache bandwidth, int8 peak, rate of exponentials."""
 
     def __init__(self) -> None:
         here = machine.describe()
@@ -26,4 +26,6 @@ class Reader:
         probe.read_bandwidth(cached, threads)  # brings it in
         cache = probe.read_bandwidth(cached, threads, repeats=repeats)
         near = [self._roofs.near(threads) for _ in range(READINGS)]
-        return {"llc_read": cache, **{name: statistics.median(r[name] for r in near) for name in near[0]}}
+        exp = statistics.median(probe.exp_rate(threads, seconds=0.002) for _ in range(READINGS))
+        found = {name: statistics.median(r[name] for r in near) for name in near[0]}
+        return {"llc_read": cache, "exp_rate": exp, **found}

@@ -7,7 +7,7 @@ A tree is binary below one child of the root, and verified greedily; every first
 of the first children stands. The peers find the argmax of all rows at once and walk the tree over those.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,8 +52,31 @@ def walk(best: np.ndarray, drafts: np.ndarray) -> np.ndarray:
     return out
 
 
+#: Logits that stand for those in the last-level cache: more than the other caches hold, so that each set is read from there.
+CACHED_BYTES = 24 << 20
+
+
+@lru_cache(maxsize=1)
+def _pool(size: int) -> np.ndarray:
+    """float32 [size] of normal noise: one for all cells, for it takes longer than they do."""
+    return np.random.default_rng(7).standard_normal(size, dtype=np.float32)
+
+
+def _rotation(where: str) -> int:
+    """Elements to rotate through: more than the last-level cache, or what stands for what is in it."""
+    return (CACHED_BYTES if where == "cache" else int(2.5 * machine.describe().last_level_cache_bytes)) // 4
+
+
+def fits(rule: str, batch: int, k: int, vocab: int, where: str) -> bool:
+    """Whether a cell's logits lie where they should, and with them drafts' distributions in this machine's memory."""
+    elements = batch * (k + 1) * vocab
+    if where == "cache":
+        return 2 * elements <= _rotation("cache")
+    return elements <= _rotation("memory") and 4 * elements * (2 if rule == "rejection" else 1) <= 1 << 30
+
+
 class Drafts:
-    """Logits that rotate through more than the caches, and drafts that all stand.
+    """Logits, and drafts that all stand.
 
     Attributes
     ----------
@@ -64,8 +87,7 @@ class Drafts:
 
     def __init__(self, cell: Cell) -> None:
         size = cell.batch * (cell.k + 1) * cell.vocab
-        wanted = max(int(2.5 * machine.describe().last_level_cache_bytes) // 4, size)
-        pool = np.random.default_rng(7).standard_normal(wanted // size * size, dtype=np.float32)
+        pool = _pool(_rotation("memory"))[: _rotation(cell.logits) // size * size]
         rows = [part.reshape(cell.batch, cell.k + 1, cell.vocab) for part in pool.reshape(-1, size)]
         self.sets = [(r, self._drafts(r.argmax(-1), cell)) for r in rows]
         drawn = cell.k if cell.rule == "rejection" else 0

@@ -1,8 +1,8 @@
 /* Probes for AVX2. int8: vpmaddubsw + vpaddw, as in the INT4 GEMM without its unpacking and scaling: 64 operations a pair,
- * at best two pairs a cycle (Zen 3: two multiply ports, four adders). fp32: two FMAs of 8 lanes a cycle. */
+ * at best two pairs a cycle (Zen 3: two multiply ports, four adders). fp32: two FMAs of 8 lanes a cycle.
+ * exp: as verification sums it, of what lies in L1. */
 #include "../../kernels.h"
-
-#include <immintrin.h>
+#include "../vexp_avx2.h"
 
 static uint64_t read_all(const void *buffer, size_t bytes) {
     const uint8_t *at = buffer;
@@ -52,4 +52,23 @@ static double fp32(int64_t iterations) {
     return 16.0 * CHAINS * (double)iterations;
 }
 
-const assay_probe_kernel assay_probe_avx2 = {read_all, int8, fp32};
+static double exponentials(int64_t iterations) {
+    enum { ELEMENTS = 2048 };
+    _Alignas(64) float x[ELEMENTS];
+    for (int i = 0; i < ELEMENTS; i++) x[i] = -0.01f * (float)i;
+    __m256 s0 = _mm256_setzero_ps(), s1 = s0;
+    const __m256 top = _mm256_set1_ps(0.5f);
+    for (int64_t n = 0; n < iterations; n++) {
+        for (int i = 0; i < ELEMENTS; i += 16) {
+            s0 = _mm256_add_ps(s0, vexp8(_mm256_sub_ps(_mm256_load_ps(x + i), top)));
+            s1 = _mm256_add_ps(s1, vexp8(_mm256_sub_ps(_mm256_load_ps(x + i + 8), top)));
+        }
+        __asm__ volatile("" : : "r"(x) : "memory"); /* the elements anew each time */
+    }
+    float lanes[8];
+    _mm256_storeu_ps(lanes, _mm256_add_ps(s0, s1));
+    __asm__ volatile("" : : "r"(lanes) : "memory");
+    return (double)ELEMENTS * (double)iterations;
+}
+
+const assay_probe_kernel assay_probe_avx2 = {read_all, int8, fp32, exponentials};

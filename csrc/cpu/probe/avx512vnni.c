@@ -1,8 +1,7 @@
 /* Probes for AVX-512 with VNNI. int8: vpdpbusd, 128 operations each, with enough independent sums to cover its latency of
- * four to five cycles on two ports. fp32: FMAs of 16 lanes. */
+ * four to five cycles on two ports. fp32: FMAs of 16 lanes. exp: as verification sums it, of what lies in L1. */
 #include "../../kernels.h"
-
-#include <immintrin.h>
+#include "../vexp_avx512.h"
 
 static uint64_t read_all(const void *buffer, size_t bytes) {
     const uint8_t *at = buffer;
@@ -65,4 +64,19 @@ static double fp32(int64_t iterations) {
     return 32.0 * CHAINS * (double)iterations;
 }
 
-const assay_probe_kernel assay_probe_avx512vnni = {read_all, int8, fp32};
+static double exponentials(int64_t iterations) {
+    enum { ELEMENTS = 2048 };
+    _Alignas(64) float x[ELEMENTS];
+    for (int i = 0; i < ELEMENTS; i++) x[i] = -0.01f * (float)i;
+    __m512 sum = _mm512_setzero_ps(), top = _mm512_set1_ps(0.5f);
+    for (int64_t n = 0; n < iterations; n++) {
+        for (int i = 0; i < ELEMENTS; i += 16) sum = _mm512_add_ps(sum, vexp16(_mm512_sub_ps(_mm512_load_ps(x + i), top)));
+        __asm__ volatile("" : : "r"(x) : "memory"); /* the elements anew each time */
+    }
+    float lanes[16];
+    _mm512_storeu_ps(lanes, sum);
+    __asm__ volatile("" : : "r"(lanes) : "memory");
+    return (double)ELEMENTS * (double)iterations;
+}
+
+const assay_probe_kernel assay_probe_avx512vnni = {read_all, int8, fp32, exponentials};

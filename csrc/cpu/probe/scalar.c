@@ -1,5 +1,6 @@
 /* Probes in portable C: what a compiler makes of plain loops. */
 #include "../../kernels.h"
+#include "../vexp.h"
 
 #include <math.h>
 #include <string.h>
@@ -39,4 +40,15 @@ static double fp32(int64_t iterations) {
     return 32.0 * (double)iterations;
 }
 
-const assay_probe_kernel assay_probe_scalar = {read_all, int8, fp32};
+static double exponentials(int64_t iterations) {
+    enum { ELEMENTS = 2048 };
+    float x[ELEMENTS], sum[16] = {0};
+    for (int i = 0; i < ELEMENTS; i++) x[i] = -0.01f * (float)i;
+    for (int64_t n = 0; n < iterations; n++) {
+        for (int i = 0; i < ELEMENTS; i++) sum[i % 16] += assay_vexp(x[i] - 0.5f);
+        __asm__ volatile("" : : "r"(x), "r"(sum) : "memory");
+    }
+    return (double)ELEMENTS * (double)iterations;
+}
+
+const assay_probe_kernel assay_probe_scalar = {read_all, int8, fp32, exponentials};
