@@ -7,6 +7,7 @@ import pytest
 
 import assay
 from assay import reference
+from assay.reference.philox import noise
 from assay.speculation import policies
 from assay.speculation.certify import certify, random_models
 from assay.speculation.propose import DraftModelProposer
@@ -146,6 +147,36 @@ def test_gumbel_drafts_of_the_target_itself_are_always_accepted():
         rows, draft.tree.tokens, np.array([0, 4], np.int32), rule="gumbel", seed=9, position=2, temperature=0.8
     )
     assert got.num_accepted[0] == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_gumbel_decides_exactly_by_its_noise(variant, dtype):
+    """The law without sampling: for given noise, the kernel's choice between two tokens changes at one difference d of their
+    logits, -log1p(-u0) / -log1p(-u1) = exp(d). For u uniform and independent that is below d with probability
+    1 / (1 + exp(-d)), which is p; and the noise is uniform and independent as Philox is.
+
+    The threshold is found by bisection through the kernel, within its exp's 1.7e-7 and the logits' own steps."""
+    keys = np.arange(200)
+    u = np.array([[noise(5, int(x), token) for token in (0, 1)] for x in keys])
+    want = np.log(np.log1p(-u[:, 0]) / np.log1p(-u[:, 1]))
+    logits = np.zeros((len(keys), 5), dtype)
+    logits[:, 2:] = -np.inf
+
+    def takes_first(d):
+        logits[:, 0] = d
+        return assay.sample(logits, seed=5, position=keys, rule="gumbel", isa=variant).output_token_ids[:, 0] == 0
+
+    low, high = np.full(len(keys), -20.0, dtype), np.full(len(keys), 20.0, dtype)
+    assert not takes_first(low).any()
+    assert takes_first(high).all()
+    for _ in range(60):
+        middle = ((low.astype(np.float64) + high) / 2).astype(dtype)
+        first = takes_first(middle)
+        low, high = np.where(first, low, middle), np.where(first, middle, high)
+    step = np.spacing(np.maximum(abs(low), abs(high)))
+    assert (want >= low.astype(np.float64) - 4e-7 - step).all()
+    assert (want <= high.astype(np.float64) + 4e-7 + step).all()
+    assert (high.astype(np.float64) - low <= step + 1e-9).all()
 
 
 def test_gumbel_law_and_acceptance():

@@ -1,13 +1,21 @@
 """Other people's verification, where it is installed: the same answers where theirs are right, counter-examples where not.
 
-What cannot be loaded here is skipped; the behaviour of peers that need a GPU is certified as a policy instead
+What cannot be loaded here is skipped. vLLM's CPU kernels are compiled from a source that ASSAY_PEER_VLLM names, Medusa's code is
+imported from one that is on PYTHONPATH. What peers do on GPUs alone is certified as a policy instead
 (tests/test_speculation_certify.py).
 """
 
 import inspect
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import peers.vllm
 
 import assay
 from assay.speculation import policies
@@ -181,7 +189,119 @@ def test_medusa_accepts_the_same_path(rule):
     assert len(lengths) >= 3
 
 
-# ---- vLLM, as policies: its kernels need a GPU --------------------------------------------------------------------------
+# ---- vLLM ----------------------------------------------------------------------------------------------------------------
+
+
+class Vllm:
+    """Its ``rejection_sample`` on CPU, under uniforms of one's own and exponential noise of one's own."""
+
+    def __init__(self, monkeypatch):
+        self.torch = pytest.importorskip("torch", reason="torch is not installed")
+        try:
+            self.sample = peers.vllm.load().rejection_sample
+        except ImportError as exc:
+            pytest.skip(str(exc))
+        self.u, self.noise = None, None
+        monkeypatch.setattr(self.torch, "rand", lambda shape, **_: self.torch.tensor(self.u))
+        monkeypatch.setattr(self.torch.Tensor, "exponential_", lambda q: q.copy_(self.torch.tensor(self.noise)))
+
+    def __call__(self, logits, draft, probs, u, last, noise, temperature=1.0):
+        """Tokens of one request: logits [K + 1, V], draft [K], probs [K, V] or None, u [K], noise [V]."""
+        t, k = self.torch.tensor, len(draft)
+        self.u, self.noise = u, np.broadcast_to(noise, (1, len(noise))).astype(np.float32)
+        options = SimpleNamespace(
+            all_greedy=temperature == 0, all_random=temperature > 0, temperature=t([temperature]), generators={}
+        )
+        out = self.sample(
+            t(draft).int(), [k], k, t([k]).int(), None if probs is None else t(probs), t(logits[:k]),
+            t([[last]]).int(), options,
+        )  # fmt: skip
+        return [x for x in out[0].tolist() if x >= 0]
+
+
+def random_step(rng):
+    """logits, draft, q and uniforms of one request."""
+    k, vocab = int(rng.integers(1, 6)), int(rng.integers(2, 40))
+    logits = (rng.standard_normal((k + 1, vocab)) * 1.5).astype(np.float32)
+    p = np.exp(logits[:k]) / np.exp(logits[:k]).sum(axis=1, keepdims=True)
+    q = (0.7 * p + 0.3 * rng.dirichlet(np.ones(vocab), k)).astype(np.float32)
+    draft = np.array([rng.choice(vocab, p=row / row.sum()) for row in q.astype(float)], np.int32)
+    return logits, draft, q, rng.random(k + 2)
+
+
+def test_vllm_greedy_gives_the_same_tokens(monkeypatch):
+    theirs, rng, lengths = Vllm(monkeypatch), np.random.default_rng(0), set()
+    for _ in range(60):
+        logits, draft, _, _ = random_step(rng)
+        best = logits.argmax(axis=1)
+        draft = np.where(rng.random(len(draft)) < 0.7, best[:-1], draft).astype(np.int32)
+        tokens = theirs(logits, draft, None, None, best[-1], np.ones(logits.shape[1]), temperature=0.0)
+        got = assay.verify(logits, draft, np.array([0, len(draft)], np.int32), rule="greedy")
+        assert got.output_token_ids[0, : got.num_emitted[0]].tolist() == tokens
+        lengths.add(len(tokens))
+    assert len(lengths) >= 4
+
+
+@pytest.mark.parametrize("certain", [False, True])
+def test_vllm_accepts_the_same_and_recovers_from_the_same_law(monkeypatch, certain):
+    """The accepted tokens are the same. The recovered one is the winner of a race of exponential clocks over (p - q)+: an
+    exact race, by its closed form, over the residual that the kernels here draw from."""
+    theirs, rng, recovered = Vllm(monkeypatch), np.random.default_rng(1), 0
+    for _ in range(120):
+        logits, draft, q, u = random_step(rng)
+        k, vocab = len(draft), logits.shape[1]
+        noise, last = rng.exponential(size=vocab), int(rng.integers(vocab))
+        tokens = theirs(logits, draft, None if certain else q, u[:k], last, noise)
+        got = assay.verify(logits, draft, np.array([0, k], np.int32), None if certain else q, rule="rejection", uniforms=u)
+        n = int(got.num_accepted[0])
+        assert tokens[:-1] == got.output_token_ids[0, :n].tolist()
+        if n == k:
+            assert tokens[-1] == last
+            continue
+        taken = np.eye(vocab)[draft[n]] if certain else q[n].astype(float)
+        p = assay.reference.softmax(logits[n])
+        left = np.where(np.arange(vocab) == draft[n], 0, p) if certain else np.maximum(p - taken, 0)
+        times = np.where(left > 0, noise / np.where(left > 0, left, 1), np.inf)
+        assert tokens[-1] == times.argmin()
+        recovered += 1
+    assert recovered > 30
+
+
+def test_vllm_accepts_an_impossible_token_when_its_coin_rounds_to_zero(monkeypatch):
+    """``p / q >= u`` with u rounded to float32: what is 0 there lets a token of probability 0 stand."""
+    theirs = Vllm(monkeypatch)
+    logits, draft = np.array([[-np.inf, 0, 0], [0, 0, 0]], np.float32), np.array([0], np.int32)
+    q, u = np.full((1, 3), 1 / 3, np.float32), np.array([1e-60])
+    assert theirs(logits, draft, q, u, 2, np.ones(3)) == [0, 2]
+    got = assay.verify(logits, draft, np.array([0, 1], np.int32), q, uniforms=np.array([1e-60, 0.5, 0.5]))
+    assert got.num_accepted[0] == 0
+    assert got.output_token_ids[0, 0] in (1, 2)
+
+
+def test_vllm_emits_token_zero_where_nothing_is_left(monkeypatch):
+    """p = q but for rounding, and a coin above the ratio: all residuals are 0, and the race's winner is token 0, whose
+    probability is 0. Here p takes the residual's place, and that is counted."""
+    theirs = Vllm(monkeypatch)
+    logits = np.array([[-np.inf, 0, 0], [0, 0, 0]], np.float32)
+    q, u = np.array([[0, 0.50001, 0.50001]], np.float32), np.array([0.999999, 0.5, 0.5])
+    assert theirs(logits, np.array([1], np.int32), q, u[:1], 2, np.ones(3)) == [0]
+    got = assay.verify(logits, np.array([1], np.int32), np.array([0, 1], np.int32), q, uniforms=u)
+    assert got.output_token_ids[0, 0] in (1, 2)
+    assert got.counters[0, 3] == 1
+
+
+def test_vllm_rejects_a_token_that_its_drafter_cannot_draw(monkeypatch):
+    """q(x) = 0 < p(x): min(1, p/q) is 1; theirs takes the ratio as 0."""
+    theirs = Vllm(monkeypatch)
+    logits, draft = np.zeros((2, 3), np.float32), np.array([0], np.int32)
+    q = np.array([[0, 0.5, 0.5]], np.float32)
+    assert theirs(logits, draft, q, np.array([0.5]), 2, np.ones(3)) == [0]  # recovered, not accepted: nothing follows
+    got = assay.verify(logits, draft, np.array([0, 1], np.int32), q, uniforms=np.array([0.5, 0.5, 0.5]))
+    assert got.num_accepted[0] == 1
+
+
+# ---- vLLM's practices, as policies ----------------------------------------------------------------------------------------
+
 
 
 def vllm_without_draft_probs(draw, target, draft):

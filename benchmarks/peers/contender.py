@@ -67,6 +67,9 @@ class Prepared:
         Most relative error (Frobenius norm) that the contender's rounding explains; 0 for "equal".
     keep
         What must stay alive as long as the calls.
+    warm : bool
+        Every call is made once before those that are timed, so that they find in the cache what other contenders' turns
+        have driven out.
     """
 
     calls: Sequence[Callable[[], object]]
@@ -75,6 +78,7 @@ class Prepared:
     tolerance: float
     per_call: int = 1
     keep: Any = field(default=None, repr=False)
+    warm: bool = False
 
     def error(self) -> float:
         """Relative error of the answer; infinite where it is not finite."""

@@ -137,7 +137,8 @@ class _Sampler:
         sets = [(self._given(rows), self._given(drafts)) for rows, drafts in data.sets]
         tokens = np.asarray(self._verify(cell, *sets[0], q))
         got, want = data.checked(tokens, cell)
-        return Prepared([partial(self._verify, cell, *s, q) for s in sets], got, want, 0.0)
+        calls = [partial(self._verify, cell, *s, q) for s in sets]
+        return Prepared(calls, got, want, 0.0, warm=cell.logits == "cache")
 
 
 class Assay(_Sampler):
@@ -168,7 +169,7 @@ class Assay(_Sampler):
             for rows, drafts in data.sets
         ]  # fmt: skip
         got, want = data.checked(np.asarray(calls[0]().output_token_ids), cell)
-        return Prepared(calls, got, want, 0.0)
+        return Prepared(calls, got, want, 0.0, warm=cell.logits == "cache")
 
 
 class Numpy(_Sampler):
@@ -264,17 +265,14 @@ class Torch(_Sampler):
 
 
 class Vllm(Torch):
-    """vLLM's own rejection_sample; its kernels are Triton's, so a vLLM built with Triton for CPU is needed."""
+    """vLLM's own rejection_sample with its own kernels for CPUs; the last token is drawn as its sampler draws it."""
 
     def __init__(self) -> None:
-        super().__init__("multinomial")
-        import vllm
-        from vllm.triton_utils import HAS_TRITON
-        from vllm.v1.sample.rejection_sampler import rejection_sample
+        super().__init__("exponential")
+        from . import vllm
 
-        if not HAS_TRITON:
-            raise ImportError("this vLLM has no Triton for CPU, of which its rejection sampler is made")
-        self.name, self._version, self._sample = "vllm", vllm.__version__, rejection_sample
+        found = vllm.load()
+        self.name, self._version, self._sample = "vllm", found.version, found.rejection_sample
 
     def versions(self) -> dict[str, str]:
         return {"vllm": self._version}
@@ -285,7 +283,8 @@ class Vllm(Torch):
     def _verify(self, cell: Cell, rows: Any, drafts: Any, q: Any) -> Any:
         torch, greedy = self._torch, cell.rule == "greedy"
         with torch.inference_mode():
-            last = rows[:, -1].argmax(-1) if greedy else rows[:, -1].softmax(-1).multinomial(1)[:, 0]
+            last = rows[:, -1] if greedy else rows[:, -1].softmax(-1)
+            last = (last if greedy else last.div_(torch.empty_like(last).exponential_())).argmax(-1)
             options = SimpleNamespace(
                 all_greedy=greedy, all_random=not greedy, temperature=torch.full((cell.batch,), 0.0 if greedy else 1.0),
                 generators={},
