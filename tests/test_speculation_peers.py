@@ -15,9 +15,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-import peers.vllm
-
 import assay
+import peers.vllm
 from assay.speculation import policies
 from assay.speculation.certify import certify
 from assay.speculation.policies import excess, ratio, sampled_or
@@ -252,7 +251,9 @@ def test_vllm_accepts_the_same_and_recovers_from_the_same_law(monkeypatch, certa
         k, vocab = len(draft), logits.shape[1]
         noise, last = rng.exponential(size=vocab), int(rng.integers(vocab))
         tokens = theirs(logits, draft, None if certain else q, u[:k], last, noise)
-        got = assay.verify(logits, draft, np.array([0, k], np.int32), None if certain else q, rule="rejection", uniforms=u)
+        got = assay.verify(
+            logits, draft, np.array([0, k], np.int32), None if certain else q, rule="rejection", uniforms=u
+        )
         n = int(got.num_accepted[0])
         assert tokens[:-1] == got.output_token_ids[0, :n].tolist()
         if n == k:
@@ -301,7 +302,6 @@ def test_vllm_rejects_a_token_that_its_drafter_cannot_draw(monkeypatch):
 
 
 # ---- vLLM's practices, as policies ----------------------------------------------------------------------------------------
-
 
 
 def vllm_without_draft_probs(draw, target, draft):

@@ -15,7 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 VARIABLE = "ASSAY_PEER_VLLM"
-KERNELS = ("rejection_greedy_sample_kernel_impl", "rejection_random_sample_kernel_impl", "sample_recovered_tokens_kernel_impl")
+KERNELS = (
+    "rejection_greedy_sample_kernel_impl",
+    "rejection_random_sample_kernel_impl",
+    "sample_recovered_tokens_kernel_impl",
+)
 FUNCTIONS = ("rejection_sample", "generate_uniform_probs", "sample_recovered_tokens")
 BINDING = """
 #include <torch/extension.h>
@@ -57,11 +61,9 @@ def load() -> SimpleNamespace:
     tree = ast.parse(sampler.read_text(encoding="utf-8"))
     wanted = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in FUNCTIONS]
     future = ast.parse("from __future__ import annotations").body  # what is annotated is not all here
-    exec(compile(ast.Module([*future, *wanted], []), str(sampler), "exec"), namespace)  # noqa: S102 (the peer's own code)
+    exec(compile(ast.Module([*future, *wanted], []), str(sampler), "exec"), namespace)
     found = re.search(r"^Version: (.+)$", _text(source / "PKG-INFO"), re.MULTILINE)
-    return SimpleNamespace(
-        rejection_sample=namespace["rejection_sample"], version=found[1] if found else "from source"
-    )
+    return SimpleNamespace(rejection_sample=namespace["rejection_sample"], version=found[1] if found else "from source")
 
 
 def _text(path: Path) -> str:

@@ -56,13 +56,21 @@ INLINE unsigned least_word(__m256i v) {
     return (unsigned)_mm_extract_epi16(_mm_minpos_epu16(half), 0);
 }
 
+INLINE unsigned greatest_word(__m512i v) {
+    const __m256i both = _mm256_max_epu16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    return least_word(_mm256_xor_si256(both, _mm256_set1_epi16(-1))) ^ 0xffff;
+}
+INLINE unsigned greatest_signed_word(__m512i v) {
+    const __m256i both = _mm256_max_epi16(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    return least_word(_mm256_xor_si256(both, _mm256_set1_epi16(0x7fff))) ^ 0x7fff;
+}
+
 /* The largest of words that are float16 or bfloat16, of which the largest as signed and the least as unsigned are known. */
 INLINE float peak_of_words(int dtype, __m512i high, __m512i lowest) {
-    const __m256i s = _mm256_max_epi16(_mm512_castsi512_si256(high), _mm512_extracti64x4_epi64(high, 1));
     const __m256i l = _mm256_min_epu16(_mm512_castsi512_si256(lowest), _mm512_extracti64x4_epi64(lowest, 1));
-    const unsigned of_signed = least_word(_mm256_xor_si256(s, _mm256_set1_epi16(0x7fff))) ^ 0x7fff;
-    const uint16_t found[16] = {(uint16_t)(of_signed < 0x8000 ? of_signed : least_word(l))};
-    return _mm512_cvtss_f32(load16(found, dtype, 0));
+    const unsigned of_signed = greatest_signed_word(high);
+    const uint16_t found[8] = {(uint16_t)(of_signed < 0x8000 ? of_signed : least_word(l))};
+    return _mm256_cvtss_f32(load8(found, dtype, 0));
 }
 
 /* The same for float16 and bfloat16. */
@@ -89,9 +97,8 @@ INLINE float peak_16(const uint16_t *row, int dtype, int64_t n, int checked) {
         lowest = _mm512_min_epu16(lowest, a);
     }
     if (checked) {
-        const __mmask32 nan = _mm512_cmpgt_epi16_mask(high, _mm512_set1_epi16((short)infinity)) |
-                              _mm512_cmpgt_epu16_mask(highest, _mm512_set1_epi16((short)(infinity | 0x8000)));
-        if (nan) return NAN;
+        const unsigned of_signed = greatest_signed_word(high);
+        if ((of_signed < 0x8000 && of_signed > infinity) || greatest_word(highest) > (infinity | 0x8000u)) return NAN;
     }
     return peak_of_words(dtype, high, lowest);
 }

@@ -45,7 +45,7 @@ def is_plain(x: Any) -> bool:
 def starts(cu: Any) -> np.ndarray:
     """int32 [B + 1], still unchecked; what int32 cannot hold stays too much for it."""
     if is_plain(cu) and cu.ndim == 1:
-        return cu  # type: ignore[no-any-return]
+        return cu
     array = as_tensor(cu, "cu_num_draft_tokens", _INTS, 1).array
     if array.dtype == np.int64 and not ((array >= 0) & (array <= MOST)).all():
         raise ValueError(
@@ -191,7 +191,7 @@ def check_uniforms(uniforms: Any, count: int) -> np.ndarray:
 def as_ids(x: Any, name: str, count: int) -> np.ndarray:
     """int32 [sum K_b]; ids beyond int32 stay outside the vocabulary."""
     if is_plain(x) and x.shape == (count,):
-        return x  # type: ignore[no-any-return]
+        return x
     tensor = as_tensor(x, name, _INTS, 1)
     if tensor.shape != (count,):
         raise ValueError(f"{name}: expected [sum K_b] = [{count}], got {list(tensor.shape)}")

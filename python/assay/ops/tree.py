@@ -65,7 +65,7 @@ def tree_build(parents: Any, tokens: Any = None, *, position: int = 0, max_depth
 
 def _ids(x: Any, name: str) -> np.ndarray:
     if is_plain(x) and x.ndim == 1:
-        return x  # type: ignore[no-any-return]
+        return x
     if isinstance(x, list | tuple):
         x = np.array(x, np.int64)
     array = as_tensor(x, name, ("int32", "int64"), 1).array
