@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from assay.cost.loads import BLOCKS, loads_of
 from assay.cost.roofline import FloatArray, IntArray
 from assay.tables import KernelTable, NumberFormat
 
@@ -159,22 +160,25 @@ def distinct_experts(s: Mapping[str, FloatArray]) -> FloatArray:
 def _moe(s: Mapping[str, FloatArray], fmt: NumberFormat, sms: float) -> Work:
     """Gated experts, three matrices each, on one rank: weights of the touched experts, rows of all its pairs."""
     inter, local = s["inter"] / s["tp"], s["num_experts"] / s["ep"]
-    pairs = s["tokens"] * s["top_k"] / s["ep"]
-    touched = distinct_experts(s)
-    rows = np.maximum(pairs / touched, 1.0)
+    loads = loads_of(s)
+    pairs, touched = loads.pairs, loads.touched
+    everywhere = s["tokens"] * s["top_k"]
     weights = 3.0 * s["hidden"] * inter
     moved = fmt.weight_bytes * weights * touched + fmt.activation_bytes * pairs * (2.0 * s["hidden"] + 3.0 * inter)
     ops = 2.0 * weights * pairs
+    padded = [np.log(loads.blocks[:, i] * rows / pairs) for i, rows in enumerate(BLOCKS)]
     scaled = [(np.log(s["tokens"]), 0.6), (np.log(s["hidden"]), 0.4), (np.log(inter), 0.5), (np.log(local), 0.4)]
     scaled += [(np.log(s["top_k"]), 0.4), (np.log(s["ep"]), 0.3), (np.log(s["tp"]), 0.3), (np.log(pairs), 0.5)]
     scaled += [(s["alpha"], 0.4), ((s["alpha"] > 0).astype(np.float64), 0.6), (np.log(touched), 0.5)]
-    scaled += [(np.log(rows), 0.5), (np.log(s["num_experts"]), 0.2)]
-    scaled += [(np.log(np.ceil(rows / tile) * tile / rows), 0.3) for tile in (16.0, 64.0, 128.0)]
-    tiles = touched * np.ceil(rows / 64.0) * np.ceil(2.0 * inter / 128.0)
-    scaled += [(value, 0.4) for value in _waves(tiles, sms)]
+    scaled += [(np.log(pairs / touched), 0.5), (np.log(s["num_experts"]), 0.2), (np.log(loads.most / pairs), 0.3)]
+    scaled += [(value, 0.3) for value in padded]
+    for rows in (1, 2, 3):
+        for width in (2.0 * inter, s["hidden"]):
+            scaled += [(value, 0.3) for value in _waves(loads.blocks[:, rows] * np.ceil(width / 128.0), sms)]
     model = _groups(s["hidden"], s["inter"], s["top_k"], s["num_experts"])
     shape = _groups(model.astype(np.float64), s["tp"], s["ep"], s["alpha"])
-    return _work(moved, ops, [touched, pairs, s["tokens"]], scaled, shape=shape, model=model)
+    fixed = [touched, loads.blocks[:, 0], pairs, s["tokens"], everywhere * s["hidden"], everywhere * inter]
+    return _work(moved, ops, fixed, scaled, shape=shape, model=model)
 
 
 def _collective(s: Mapping[str, FloatArray], fmt: NumberFormat, sms: float) -> Work:
