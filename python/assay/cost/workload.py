@@ -170,14 +170,16 @@ def _moe(s: Mapping[str, FloatArray], fmt: NumberFormat, sms: float) -> Work:
     scaled = [(np.log(s["tokens"]), 0.6), (np.log(s["hidden"]), 0.4), (np.log(inter), 0.5), (np.log(local), 0.4)]
     scaled += [(np.log(s["top_k"]), 0.4), (np.log(s["ep"]), 0.3), (np.log(s["tp"]), 0.3), (np.log(pairs), 0.5)]
     scaled += [(s["alpha"], 0.4), ((s["alpha"] > 0).astype(np.float64), 0.6), (np.log(touched), 0.5)]
-    scaled += [(np.log(pairs / touched), 0.5), (np.log(s["num_experts"]), 0.2), (np.log(loads.most / pairs), 0.3)]
+    scaled += [(np.log(pairs / touched), 0.5), (np.log(s["num_experts"]), 0.2), (np.log(loads.most / pairs), 0.3), (np.log(loads.tokens), 0.3)]
     scaled += [(value, 0.3) for value in padded]
     for rows in (1, 2, 3):
         for width in (2.0 * inter, s["hidden"]):
             scaled += [(value, 0.3) for value in _waves(loads.blocks[:, rows] * np.ceil(width / 128.0), sms)]
     model = _groups(s["hidden"], s["inter"], s["top_k"], s["num_experts"])
     shape = _groups(model.astype(np.float64), s["tp"], s["ep"], s["alpha"])
+    here = loads.tokens * s["top_k"]
     fixed = [touched, loads.blocks[:, 0], pairs, s["tokens"], everywhere * s["hidden"], everywhere * inter]
+    fixed += [here * s["hidden"], np.maximum(here - pairs, 0.0) * weights]
     return _work(moved, ops, fixed, scaled, shape=shape, model=model)
 
 
