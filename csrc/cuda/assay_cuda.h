@@ -1,0 +1,198 @@
+/* assay on NVIDIA GPUs: the argument of every kernel, and the host side of every op.
+ *
+ * A kernel takes one argument, a struct by value, declared here and read by the kernels (C++), by the launcher (C) and, between
+ * the cdef markers, by Python's cffi: plain C with fixed-width fields. Pointers are the device's. Equations, layouts and
+ * statuses are those of assay.h unless said otherwise. */
+#ifndef ASSAY_CUDA_H
+#define ASSAY_CUDA_H
+
+#include "../assay.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cdef begin */
+
+/* ---- driver, devices, launches --------------------------------------------------------------------------
+ * libcuda is opened at the first call that needs it: nothing of CUDA is needed to build or to load this library. Calls
+ * use the calling thread's current CUDA context and the caller's stream (NULL: the legacy stream), and can be captured
+ * into a graph: once a kernel was launched, or warmed, in a context, a launch of it neither loads, allocates nor waits. */
+
+/* Statuses beside assay.h's. assay_cuda_message() says more: what was found, what was wanted, what to do. */
+enum {
+    ASSAY_CUDA_ENODRIVER = 16, /* libcuda does not load */
+    ASSAY_CUDA_EDRIVER = 17,   /* the driver is older than CUDA 12.0 */
+    ASSAY_CUDA_ENODEVICE = 18, /* no GPU, or none of that number */
+    ASSAY_CUDA_EARCH = 19,     /* the GPU is older than compute capability 8.0, or lacks what this kernel uses */
+    ASSAY_CUDA_EIMAGE = 20,    /* no kernels compiled for this GPU */
+    ASSAY_CUDA_ENOMEM = 21,
+    ASSAY_CUDA_ESTICKY = 22,   /* a kernel failed before: the context is lost */
+    ASSAY_CUDA_ECAPTURE = 23,  /* not while a graph is captured */
+    ASSAY_CUDA_ECONTEXT = 24,  /* no context is current on this thread, or it was destroyed */
+    ASSAY_CUDA_EFORK = 25,     /* CUDA was started before fork */
+    ASSAY_CUDA_ECALL = 26      /* any other refusal by the driver */
+};
+/* Of this thread's last CUDA call that failed. */
+const char *assay_cuda_message(void);
+
+/* Opens ASSAY_CUDA_DRIVER, else libcuda.so.1, once; later calls return what the first did. */
+int assay_cuda_open(void);
+/* Forgets the driver and all that was loaded (tests). */
+void assay_cuda_refresh(void);
+/* After assay_cuda_open: the CUDA version that the driver supports, 1000 major + 10 minor, and what was opened. */
+int assay_cuda_driver(int *version, const char **path);
+
+typedef struct {
+    int32_t ordinal, major, minor;   /* compute capability */
+    int32_t sms;
+    int32_t smem_optin;              /* bytes a block may use */
+    int32_t smem_per_sm, regs_per_sm, threads_per_sm, blocks_per_sm;
+    int32_t l2_bytes;
+    int32_t clock_khz, memory_clock_khz, memory_bus_bits;
+    int32_t ecc, integrated;
+    int64_t memory_bytes;
+    char name[128];
+    uint8_t uuid[16];
+} assay_cuda_device;
+int assay_cuda_device_count(int *count);
+int assay_cuda_device_info(int ordinal, const assay_cuda_device **device);
+/* Of the current context: how a plan picks its grid. */
+int assay_cuda_here(const assay_cuda_device **device);
+
+/* Kernels, as in kernels.def. unit: the file that holds it; compiled code comes by unit. */
+int assay_cuda_kernel_count(void);
+int assay_cuda_kernel_info(int i, const char **name, const char **unit, size_t *args_bytes, unsigned *threads,
+                           size_t *smem_bytes, unsigned *min_blocks);
+/* Where compiled code comes from: called, at most once a unit and device, by the launch or warm-up that needs it. The image
+ * (a cubin, or PTX with its final 0) must stay until the next call from the same thread. Returns a status; ASSAY_CUDA_EIMAGE when there
+ * is none, with *image a text that says why, or NULL. */
+typedef int (*assay_cuda_source)(const char *unit, const assay_cuda_device *device, const void **image, size_t *bytes);
+void assay_cuda_set_source(assay_cuda_source source);
+/* Loads what the current context lacks of the kernels whose names begin with `prefix` (NULL or "": all that this GPU has). */
+int assay_cuda_warm(const char *prefix);
+/* ASSAY_OK when the current context's GPU has this kernel; loads it when needed. */
+int assay_cuda_ready(const char *kernel);
+/* Blocks of this kernel that one multiprocessor holds at a time. */
+int assay_cuda_occupancy(const char *kernel, size_t smem, int *blocks);
+/* How every plan launches: blocks of the kernel's own size, args by value. A grid with a 0 launches nothing. */
+int assay_cuda_launch(const char *kernel, unsigned grid_x, unsigned grid_y, unsigned grid_z, size_t smem, void *stream,
+                      const void *args, size_t args_bytes);
+/* dst[0, bytes) = byte, on the stream. */
+int assay_cuda_memset(void *dst, int byte, size_t bytes, void *stream);
+
+/* ---- memory, streams, events, graphs: for those who have no other library for it -----------------------------------
+ * Thin: a status for the driver's result. push retains the device's primary context and makes it current (on this thread)
+ * unless a context of that device already is; *pushed says whether pop must undo it. */
+int assay_cuda_push(int ordinal, int *pushed);
+int assay_cuda_pop(int pushed);
+int assay_cuda_malloc(size_t bytes, void **p);
+int assay_cuda_free(void *p);
+/* The device of the current driver's pointer; ASSAY_EINVAL when it is none of the device's. */
+int assay_cuda_pointer_device(const void *p, int *ordinal);
+int assay_cuda_memory(size_t *free_bytes, size_t *total_bytes);
+enum { ASSAY_CUDA_TO_DEVICE = 0, ASSAY_CUDA_TO_HOST = 1, ASSAY_CUDA_ON_DEVICE = 2 };
+/* Ordered on the stream; to or from pageable host memory it may return late. */
+int assay_cuda_copy(void *dst, const void *src, size_t bytes, int kind, void *stream);
+int assay_cuda_stream_create(void **stream); /* does not wait for the legacy stream */
+int assay_cuda_stream_destroy(void *stream);
+int assay_cuda_stream_sync(void *stream);
+int assay_cuda_stream_capturing(void *stream, int *capturing);
+/* Later work on `stream` waits for what `other` holds now. */
+int assay_cuda_stream_wait(void *stream, void *other);
+int assay_cuda_event_create(void **event);
+int assay_cuda_event_destroy(void *event);
+int assay_cuda_event_record(void *event, void *stream);
+int assay_cuda_event_sync(void *event);
+int assay_cuda_event_elapsed(void *begin, void *end, double *seconds);
+int assay_cuda_capture_begin(void *stream);
+/* The graph is instantiated: ready to launch many times. */
+int assay_cuda_capture_end(void *stream, void **graph);
+int assay_cuda_graph_launch(void *graph, void *stream);
+int assay_cuda_graph_destroy(void *graph);
+
+/* ---- probes (probe.cuh) ---- */
+
+/* Every block reads its share of `bytes` from `from` `repeats` times; sink is written only if a checksum matches nothing. */
+typedef struct {
+    const void *from;
+    uint64_t bytes;            /* a multiple of 16 */
+    uint32_t repeats;
+    uint32_t reserved;
+    uint32_t *sink;            /* [blocks]: the exclusive or of what the block read */
+} assay_probe_read_args;
+
+/* ---- draft trees -----------------------------------------------------------------------------------
+ * assay_tree_build (assay.h) for `trees` trees of the same number of nodes: every array of that struct has one more, leading
+ * dimension [trees], and `retrieve` has room for max(n, 1) (max_depth + 1) values a tree. */
+typedef struct {
+    int64_t trees, nodes;      /* nodes: 0 .. ASSAY_TREE_MOST_NODES */
+    const int32_t *parents, *tokens;
+    int64_t max_depth;
+    const int64_t *position;   /* [trees], or NULL: 0 */
+    int32_t *depth, *first_child, *next_sibling;
+    int64_t *positions;        /* this and what follows may be NULL */
+    uint8_t *mask;
+    uint64_t *mask_words;
+    int32_t *retrieve;
+    int32_t *info;             /* [trees, 4] */
+} assay_cuda_tree_args;
+int assay_cuda_tree_build(const assay_cuda_tree_args *args, void *stream);
+
+/* ---- speculative verification ------------------------------------------------------------------------
+ * assay_verify (assay.h) with the same rules, tokens, statuses and counters, but for one thing: masses that top_p and
+ * typical_p add up are exact here and rounded there, so that a cut could fall elsewhere where a mass meets its bound to within
+ * some 1e-15. All rows of a request with present drafts are read, though `counters` tell those that the walk reached.
+ * Arrays are read on the device: what assay_verify refuses by their values makes a request's status ASSAY_ROW_BAD_REQUEST. */
+enum { ASSAY_ROW_BAD_REQUEST = 6 };
+enum { ASSAY_CUDA_VOCAB_BLOCK = 2048 };
+typedef struct {
+    float largest, sum;        /* sum of exp((l - largest) / T) over the block */
+    int32_t first, unused;     /* the first id whose logit is the largest */
+} assay_cuda_block;
+typedef struct {
+    float shift, scale, top, center;
+    uint32_t logit_key, distance_key;
+    int32_t logit_last, distance_last, cuts, status, token, unused;
+    double total, log_total;
+} assay_cuda_row;
+typedef struct {
+    int32_t parent, first_child, last_child, next_sibling, rank, depth, cursor, read;
+    double a, c, p, drawn;
+    float score;
+    int32_t children;
+} assay_cuda_node;
+/* What the leader of a request's team asks of the other warps. */
+typedef struct {
+    uint32_t epoch, arrived;
+    int32_t kind;
+    float scale, c;
+    int32_t unused;
+    int64_t node, q_row;
+} assay_cuda_order;
+typedef struct {
+    assay_verify_args call;
+    int64_t drafts, edits, stops; /* sum K_b, lengths of edit_token_ids and stop_token_ids: bounds for what the arrays say */
+    int64_t block_count;
+    int64_t team;                 /* blocks of threads that share a request */
+    assay_cuda_block *blocks;     /* [rows, block_count]; here begins the workspace */
+    assay_cuda_row *rows;         /* [rows] */
+    assay_cuda_node *nodes;       /* [rows] */
+    int32_t *excluded;            /* [rows] */
+    double *masses;               /* [rows, block_count]: the race's times, the entropy's sums; then of the residual at hand */
+    double *totals;               /* [rows, block_count] */
+    int32_t *tokens;              /* [rows, block_count] */
+    assay_cuda_order *orders;     /* [batch] */
+    uint32_t *ticket;
+} assay_cuda_verify_args;
+/* args->call, drafts, edits and stops are the caller's to fill in, the rest is this call's. 0: out of range. */
+size_t assay_cuda_verify_workspace(const assay_cuda_verify_args *args);
+int assay_cuda_verify(const assay_cuda_verify_args *args, void *workspace, size_t workspace_bytes, void *stream);
+
+/* cdef end */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
