@@ -189,6 +189,49 @@ typedef struct {
 size_t assay_cuda_verify_workspace(const assay_cuda_verify_args *args);
 int assay_cuda_verify(const assay_cuda_verify_args *args, void *workspace, size_t workspace_bytes, void *stream);
 
+/* ---- MoE routing, sorting, combining (moe_route.cuh, moe_align.cuh, moe_combine.cuh) ----------------------------
+ * args as assay_moe_route's, in device memory; the kernel's own argument. num_experts is at most ASSAY_CUDA_ROUTE_EXPERTS. A
+ * bias that assay_moe_route refuses cannot be seen from the host: a NaN gives every row the status ROW_NAN, plus
+ * infinity ROW_INF. */
+enum { ASSAY_CUDA_ROUTE_EXPERTS = 2048 };
+int assay_cuda_moe_route(const assay_route_args *args, void *stream);
+
+/* assay_moe_offsets and assay_moe_sort in one call, whose sizes stay on the device: arrays have room for the most that the
+ * padded counts can add up to, and what is beyond their sum is padding (slot `slots`, expert -1). */
+typedef struct {
+    const int32_t *topk_ids;           /* [slots] */
+    const int32_t *expert_map;         /* [num_experts], or NULL */
+    int32_t slots, num_experts, num_local, block_size;
+    int32_t most;                      /* assay_cuda_moe_align_most */
+    int32_t chunks, chunk_slots;       /* the plan's: runs of slots, a warp each */
+    uint32_t *cells;                   /* workspace [num_local, chunks] */
+    int64_t *counts;                   /* [num_local] */
+    int32_t *offsets;                  /* [num_local + 1] */
+    int32_t *sorted_token_ids;         /* [most] */
+    int32_t *expert_ids;               /* [most / block_size] */
+    int32_t *position;                 /* [slots] */
+    int32_t *num_tokens_post_padded;   /* [1]: offsets[num_local] */
+} assay_cuda_align_args;
+/* The largest sum of padded counts, a multiple of block_size; -1 where an argument is out of range. */
+int64_t assay_cuda_moe_align_most(int64_t slots, int64_t num_local, int64_t block_size);
+/* most, chunks, chunk_slots and cells are this call's to fill in. */
+size_t assay_cuda_moe_align_workspace(const assay_cuda_align_args *args);
+int assay_cuda_moe_align(const assay_cuda_align_args *args, void *workspace, size_t workspace_bytes, void *stream);
+
+/* assay_moe_combine, with what an expert layer adds: a bias of each row's expert, which its block of rows names. */
+typedef struct {
+    const float *y;                    /* [rows, n], row stride ldy */
+    int64_t ldy, n;
+    const int32_t *position;           /* [tokens, top_k] */
+    const float *topk_weights;         /* [tokens, top_k], or NULL: all 1 */
+    const float *bias;                 /* [experts, n], or NULL; needs: */
+    const int32_t *expert_ids;         /* [rows / block_size] */
+    int64_t block_size, tokens, top_k;
+    float *out;                        /* [tokens, n], row stride ldo */
+    int64_t ldo;
+} assay_cuda_combine_args;
+int assay_cuda_moe_combine(const assay_cuda_combine_args *args, void *stream);
+
 /* cdef end */
 
 #ifdef __cplusplus
