@@ -159,6 +159,15 @@ def have_compiler() -> bool:
     return shutil.which(COMPILER) is not None
 
 
+def on_device(array: np.ndarray) -> np.ndarray:
+    """A flat copy where an allocation of the device would begin: at a multiple of 256."""
+    memory = np.empty(array.nbytes + 256, np.uint8)
+    first = -memory.ctypes.data % 256
+    copy = memory[first : first + array.nbytes].view(array.dtype)
+    copy[:] = array.reshape(-1)
+    return copy
+
+
 def emulate(
     name: str,
     grid: int | tuple[int, ...],
@@ -180,13 +189,13 @@ def emulate(
     """
     kernel = kernels(root)[name]
     ffi = structs(root)
-    arrays: list[np.ndarray] = []
+    buffers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def plain(value):
         if isinstance(value, np.ndarray):
             assert value.flags.c_contiguous, "arrays of a launch are contiguous"
-            arrays.append(value)
-            return ffi.cast("void *", value.ctypes.data)
+            _, at = buffers.setdefault(id(value), (value, on_device(value)))
+            return ffi.cast("void *", at.ctypes.data)
         if value is None:
             return ffi.NULL
         if isinstance(value, dict):
@@ -194,8 +203,8 @@ def emulate(
         return value
 
     args = ffi.new(f"{kernel.args_struct} *", plain(fields))
-    regions = (Region * max(len(arrays), 1))(*(Region(a.ctypes.data, a.nbytes) for a in arrays))
-    options = Options(seed, COPY[copy], resident, 0, regions, len(arrays))
+    regions = (Region * max(len(buffers), 1))(*(Region(at.ctypes.data, at.nbytes) for _, at in buffers.values()))
+    options = Options(seed, COPY[copy], resident, 0, regions, len(buffers))
     counters = Counters()
     error = ctypes.create_string_buffer(1024)
     grid = (grid,) if isinstance(grid, int) else grid
@@ -214,6 +223,9 @@ def emulate(
     )
     if failed:
         raise EmulationError(error.value.decode())
+    for array, at in buffers.values():
+        if array.flags.writeable:
+            array.reshape(-1)[:] = at
     return counters
 
 
