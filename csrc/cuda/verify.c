@@ -9,7 +9,7 @@
 
 _Static_assert(ASSAY_CUDA_VOCAB_BLOCK == ASSAY_VOCAB_BLOCK, "the order of sums is that of blocks");
 
-enum { SCAN_SMEM = 8320, FILTER_SMEM = 51200, WALK_SMEM = 64, PASS_WARPS = 4, WALK_WARPS = 8 };
+enum { SCAN_SMEM = 8320, FILTER_SMEM = 33536, WALK_SMEM = 64, PASS_WARPS = 4, WALK_WARPS = 8 };
 
 static int has_q(const assay_verify_args *a) { return a->draft_probs || a->draft_prob_ids; }
 
@@ -38,7 +38,7 @@ static size_t lay_out(assay_cuda_verify_args *v, uint8_t *base) {
     PIECE(nodes, rows);
     PIECE(excluded, rows);
     PIECE(masses, rows * v->block_count);
-    PIECE(totals, v->call.rule == ASSAY_TYPICAL ? rows * v->block_count : 0);
+    PIECE(totals, v->call.rule == ASSAY_TYPICAL || v->call.typical_p ? rows * v->block_count : 0);
     PIECE(tokens, v->call.rule == ASSAY_GUMBEL ? rows * v->block_count : 0);
     PIECE(orders, batch);
     PIECE(ticket, 1);

@@ -495,6 +495,13 @@ void check_shared(const char *what, const void *p, size_t bytes, size_t alignmen
         fail("%s: shared address %td is not a multiple of %zu", what, at - b.shared, alignment);
 }
 
+void check_either(const char *what, const void *p, size_t bytes, size_t alignment) {
+    const Block &b = *launch->running->block;
+    const uint8_t *at = static_cast<const uint8_t *>(p);
+    if (at >= b.shared && at < b.shared + b.shared_bytes) check_shared(what, p, bytes, alignment);
+    else check_global(what, p, bytes, alignment);
+}
+
 void check_global(const char *what, const void *p, size_t bytes, size_t alignment) {
     Quiet quiet;
     if (reinterpret_cast<uintptr_t>(p) % alignment) fail("%s: address %p is not a multiple of %zu", what, p, alignment);

@@ -95,6 +95,8 @@ void copy_wait(uint32_t newest_in_flight);
 void check_shared(const char *what, const void *p, size_t bytes, size_t alignment);
 // Fails unless [p, p + bytes) lies in one of the launch's regions, aligned.
 void check_global(const char *what, const void *p, size_t bytes, size_t alignment);
+// The same where shared memory will do as well: atomics.
+void check_either(const char *what, const void *p, size_t bytes, size_t alignment);
 enum Access { GLOBAL_LOAD, GLOBAL_STORE, GLOBAL_COPY, SHARED_ACCESS, ACCESS_KINDS };
 // The n-th access of a kind by each lane of a warp is taken for one instruction.
 void record(Access kind, const void *p, uint32_t bytes);

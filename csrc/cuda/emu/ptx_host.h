@@ -265,7 +265,7 @@ inline void sts(void *p, T v) {
 namespace host {
 template <class T, class F>
 inline T update(T *p, F next) {
-    emu::check_global("atomic", p, sizeof(T), sizeof(T));
+    emu::check_either("atomic", p, sizeof(T), sizeof(T));
     emu::count_atomic();
     T old = __atomic_load_n(p, __ATOMIC_RELAXED);
     T want = next(old);
