@@ -118,8 +118,8 @@ struct Best {
     }
 };
 
-// NONE to every key outside the topk_group best groups. A group is some lanes', as many as fit, each starting elsewhere so that
-// they meet different banks.
+// NONE to every key outside the topk_group best groups. A group is some lanes', as many as fit; each group starts elsewhere, so
+// that they meet different banks.
 template <int kValues>
 ASSAY_DEVICE void mask_groups(const assay_route_args &a, Keys<kValues> &key) {
     uint32_t *shared = key.shared;
@@ -128,6 +128,10 @@ ASSAY_DEVICE void mask_groups(const assay_route_args &a, Keys<kValues> &key) {
     uint32_t lanes = 1;
     while (2 * lanes * groups <= 32) lanes *= 2;
     uint32_t *worth = shared + 32 * kValues;
+    const auto key_at = [&](uint32_t g, uint32_t i) {
+        const uint32_t at = i + g * lanes % size;
+        return shared + g * size + (at < size ? at : at - size);
+    };
     if constexpr (IN_REGISTERS<kValues>) {
         ASSAY_EACH_KEY(r)
             if (32 * r + lane < experts) ptx::sts(shared + 32 * r + lane, key.get(r));
@@ -137,13 +141,7 @@ ASSAY_DEVICE void mask_groups(const assay_route_args &a, Keys<kValues> &key) {
     for (uint32_t from = 0; from < groups; from += 32 / lanes) {
         const uint32_t g = from + lane / lanes;
         Best best = {NONE, NONE};
-        if (g < groups) {
-            const uint32_t skew = g * lanes % size;
-            for (uint32_t i = part; i < size; i += lanes) {
-                const uint32_t at = i + skew < size ? i + skew : i + skew - size;
-                best.take(ptx::lds32(shared + g * size + at));
-            }
-        }
+        for (uint32_t i = part; g < groups && i < size; i += lanes) best.take(ptx::lds32(key_at(g, i)));
         for (uint32_t step = 1; step < lanes; step *= 2) {
             const Best other = {ptx::shfl_xor(best.first, step), ptx::shfl_xor(best.second, step)};
             best.take(other.first);
@@ -162,7 +160,7 @@ ASSAY_DEVICE void mask_groups(const assay_route_args &a, Keys<kValues> &key) {
             better += other > own || (other == own && h < g);
         }
         if (better < a.topk_group) continue;
-        for (uint32_t i = part; i < size; i += lanes) ptx::sts(shared + g * size + i, NONE);
+        for (uint32_t i = part; i < size; i += lanes) ptx::sts(key_at(g, i), NONE);
     }
     ptx::sync_warp();
     if constexpr (IN_REGISTERS<kValues>) {
