@@ -113,14 +113,92 @@ int assay_cuda_graph_destroy(void *graph);
 
 /* ---- probes (probe.cuh) ---- */
 
-/* Every block reads its share of `bytes` from `from` `repeats` times; sink is written only if a checksum matches nothing. */
+/* All blocks together read `bytes` from `from`, `repeats` times. */
 typedef struct {
     const void *from;
     uint64_t bytes;            /* a multiple of 16 */
-    uint32_t repeats;
-    uint32_t reserved;
+    uint32_t repeats, unused;
     uint32_t *sink;            /* [blocks]: the exclusive or of what the block read */
 } assay_probe_read_args;
+/* sink, unless null, gets the value. */
+typedef struct {
+    uint32_t *sink;
+    uint32_t value, unused;
+} assay_probe_empty_args;
+typedef struct {
+    void *to;
+    uint64_t bytes;            /* a multiple of 16 */
+    uint32_t value, unused;
+} assay_probe_write_args;
+/* Each warp does 8 repeats mma instructions (m16n8k16, or m16n8k32 of bytes) with every register of A and B the same. */
+typedef struct {
+    uint32_t a, b, repeats, unused;
+    void *sink;                /* [threads of all blocks], float32 or int32: the sum of the thread's accumulators */
+} assay_probe_mma_args;
+/* Thread i adds 1 to counters[i % slots], repeats times. */
+typedef struct {
+    uint32_t *counters;
+    uint32_t slots, repeats;
+} assay_probe_atomic_args;
+
+/* ---- INT4 GEMM (w4a16_gemm.cuh, w4a8_gemm.cuh, w4_gemv.cuh; host side w4_gemm.c) ------------------------------
+ * C[M,N] = A[M,K] @ W[N,K].T as in assay.h; weights packed by assay_cuda_w4_pack (w4_layout.h). K and N below 2^24. */
+typedef struct {
+    const void *data;          /* 16-byte aligned */
+    int32_t n, k;
+    int32_t group_size;        /* 32, 64, 128 or k */
+    int32_t symmetric;
+} assay_cuda_w4;
+
+/* A row's group of int8 activations: the scale, and the sum of the codes. */
+typedef struct {
+    float scale;
+    int32_t codes;
+} assay_cuda_a8_group;
+
+/* One block of 256 threads for 8 groups of a row (of K padded to a multiple of 128): x = m ceil(units / 8). */
+typedef struct {
+    const void *a;             /* [M, K] of a_dtype, row stride lda elements */
+    int64_t lda;
+    int32_t m, k, group_size, a_dtype;
+    void *codes;               /* int8 [M, k padded to a multiple of 128], in the order of a8_quantize.cuh */
+    assay_cuda_a8_group *groups;   /* [M, G] */
+} assay_a8_quantize_args;
+
+/* Blocks share the work by stripes: block x takes `stripe` tiles of K (of 64 values for a16, of 128 for a8), counted through all
+ * blocks of 256 columns in turn; y is the block of rows. Columns cut among blocks are summed in the order of K by the block that
+ * is last to finish them. */
+typedef struct {
+    assay_cuda_w4 w;
+    const void *a;             /* a16: [M, K] float16 or bfloat16; a8: [M, k_padded] codes in the kernel's order */
+    const void *a_groups;      /* a8: [M, G] of assay_cuda_a8_group; a16: unused */
+    int64_t lda;               /* elements */
+    float *c;
+    int64_t ldc;
+    int32_t m;
+    int32_t aligned;           /* a16: rows of A are 16-byte aligned and k a multiple of 8 */
+    int32_t stripe, unused;
+    float *partials;           /* [y blocks][2 x blocks][BLOCK_M 256] */
+    uint32_t *arrivals;        /* [y blocks][blocks of columns]: zeros before, zeros after */
+} assay_w4_gemm_args;
+
+/* Bytes of the packed form; 0 when the shape is not supported. Arguments of pack as assay_w4_pack's, all on the host. */
+size_t assay_cuda_w4_packed_bytes(int64_t n, int64_t k, int64_t group_size, int symmetric);
+int assay_cuda_w4_pack(int64_t n, int64_t k, int64_t group_size, const uint8_t *qweight, const uint16_t *scales,
+                       const uint8_t *zeros, void *packed);
+/* w->data and everything else on the device. The first ASSAY_CUDA_GEMM_ZEROS bytes of a workspace are zeros before its first use, and
+ * again after every call. A row's bits do not depend on M or on its place, for M = 1 .. 64 and for M > 64 each, on one
+ * kind of device: K is cut among blocks by the shape of W alone up to 64 rows, and not at all beyond. */
+enum { ASSAY_CUDA_GEMM_ZEROS = 262144 };
+size_t assay_cuda_w4_gemm_workspace(const assay_cuda_w4 *w, int64_t m, int a16);
+int assay_cuda_w4a16_gemm(const assay_cuda_w4 *w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc,
+                          void *workspace, size_t workspace_bytes, void *stream);
+/* Activations of any dtype, float32 too. group_size k: k at most 2^19. */
+int assay_cuda_w4a8_gemm(const assay_cuda_w4 *w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc,
+                         void *workspace, size_t workspace_bytes, void *stream);
+/* w4a16 for m <= 8 without a workspace, by a kernel of its own: other bits than the tiles', the same for m = 1 .. 8. */
+int assay_cuda_w4a16_gemv(const assay_cuda_w4 *w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc,
+                          void *stream);
 
 /* ---- draft trees -----------------------------------------------------------------------------------
  * assay_tree_build (assay.h) for `trees` trees of the same number of nodes: every array of that struct has one more, leading

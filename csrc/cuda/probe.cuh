@@ -38,6 +38,59 @@ ASSAY_DEVICE void probe_read(const assay_probe_read_args &args) {
     }
 }
 
+// Nothing: what a launch costs, and a node of a graph.
+ASSAY_DEVICE void probe_empty(const assay_probe_empty_args &args) {
+    if (args.sink && ptx::tid() == 0) ptx::st(args.sink, args.value);
+}
+
+// Writes memory: args.value everywhere.
+ASSAY_DEVICE void probe_write(const assay_probe_write_args &args) {
+    const uint64_t threads = static_cast<uint64_t>(ptx::grid_x()) * ptx::block_threads();
+    uint8_t *const to = static_cast<uint8_t *>(args.to);
+    for (uint64_t i = static_cast<uint64_t>(ptx::bid_x()) * ptx::block_threads() + ptx::tid(); i < args.bytes / 16;
+         i += threads)
+        ptx::st(to + 16 * i, u32x4{args.value, args.value, args.value, args.value});
+}
+
+// Tensor cores at their peak: eight independent accumulators a warp, operands in registers. c = repeats a b, which the host can check:
+// with all of a and b one, every element of c is repeats times k.
+template <class T>
+ASSAY_DEVICE void probe_mma(const assay_probe_mma_args &args) {
+    typename T::Sum c[8][4] = {};
+    const uint32_t a[4] = {args.a, args.a, args.a, args.a}, b[2] = {args.b, args.b};
+    ASSAY_NO_UNROLL
+    for (uint32_t r = 0; r < args.repeats; r++) {
+        ASSAY_UNROLL
+        for (int i = 0; i < 8; i++) T::mma(c[i], a, b);
+    }
+    typename T::Sum sum = 0;
+    ASSAY_UNROLL
+    for (int i = 0; i < 8; i++)
+        ASSAY_UNROLL
+        for (int e = 0; e < 4; e++) sum += c[i][e];
+    ptx::st(static_cast<typename T::Sum *>(args.sink) + static_cast<uint64_t>(ptx::bid_x()) * ptx::block_threads() + ptx::tid(),
+            sum);
+}
+struct ProbeF16 {
+    using Sum = float;
+    ASSAY_DEVICE static void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { ptx::mma_f16(c, a, b); }
+};
+struct ProbeBF16 {
+    using Sum = float;
+    ASSAY_DEVICE static void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { ptx::mma_bf16(c, a, b); }
+};
+struct ProbeS8 {
+    using Sum = int32_t;
+    ASSAY_DEVICE static void mma(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { ptx::mma_s8(c, a, b); }
+};
+
+// Atomics: every thread adds 1 to counters[its number % slots], again and again. One slot: contention; many: throughput.
+ASSAY_DEVICE void probe_atomic(const assay_probe_atomic_args &args) {
+    const uint32_t slot = (ptx::bid_x() * ptx::block_threads() + ptx::tid()) % args.slots;
+    ASSAY_NO_UNROLL
+    for (uint32_t r = 0; r < args.repeats; r++) ptx::atomic_add(args.counters + slot, 1u);
+}
+
 }  // namespace assay
 
 #endif

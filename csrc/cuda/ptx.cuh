@@ -64,6 +64,8 @@ ASSAY_DEVICE T ceil_div(T a, T b) {
     return (a + b - 1) / b;
 }
 
+constexpr uint32_t ceil_div_const(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
+
 }  // namespace assay
 
 #endif
