@@ -18,7 +18,7 @@ ASSAY_DEVICE int32_t link_request(const VerifyArgs &a, const Request &r) {
         const int64_t j = base + lane;
         const bool valid = j < r.drafts;
         const int32_t id = valid ? id_of(a, r, j + 1) : -1;
-        const int64_t parent = valid ? parent_of(a, r, j + 1) - 1 : -1;
+        const int64_t parent = valid ? parent_of(a, r.first, j + 1) - 1 : -1;
         const bool stray = valid && parent >= j;
         const Depth d = depth_in_step(base, stray ? -1 : parent, id == -1, [&](int64_t up) {
             return Depth{nodes[up + 1].depth, nodes[up + 1].parent < 0};

@@ -48,6 +48,12 @@ struct FilterShared {
     uint32_t hits[kVocabBlock / 32];
 };
 
+// A row on its way through the filters: its cuts so far, which its elements read from memory.
+struct Filter {
+    Row row;
+    assay_cuda_row cut;
+};
+
 // An order and how much of it to keep: so many elements, or where that is 0 so large a share of the weight.
 struct Selection {
     bool by_distance;
@@ -55,8 +61,8 @@ struct Selection {
     double share;
 };
 
-ASSAY_DEVICE uint32_t key_of(const Request &r, const Row &row, const Selection &s, float logit) {
-    return s.by_distance ? distance_key(r, row, logit) : logit_key(logit);
+ASSAY_DEVICE uint32_t key_of(const Request &r, const Filter &f, const Selection &s, float logit) {
+    return s.by_distance ? distance_key(f.cut, r.inverse_t, logit) : logit_key(logit);
 }
 
 // Whether block b can hold a key whose bits from `shift` up are these: its largest logit tells, not the distance.
@@ -65,8 +71,8 @@ ASSAY_DEVICE bool may_hold(const assay_cuda_block &block, const Selection &s, ui
     return s.by_distance || logit_key(block.largest) >> shift >= prefix;
 }
 
-ASSAY_DEVICE float weight_below_top(const Request &r, const Row &row, float logit) {
-    return assay_vexp((logit - row.cut.top) * r.inverse_t);
+ASSAY_DEVICE float weight_below_top(const Request &r, const Filter &f, float logit) {
+    return assay_vexp((logit - f.cut.top) * r.inverse_t);
 }
 
 // With carries: the sum is the same in any order.
@@ -82,7 +88,7 @@ ASSAY_DEVICE void add_weight(FilterShared *shared, uint32_t bucket, float w) {
 }
 
 // By all threads, as what follows.
-ASSAY_DEVICE void fill_histogram(const VerifyArgs &a, const Request &r, const Row &row, const assay_cuda_block *blocks,
+ASSAY_DEVICE void fill_histogram(const VerifyArgs &a, const Request &r, const Filter &f, const assay_cuda_block *blocks,
                                  const Selection &s, uint32_t prefix, uint32_t shift, uint32_t bits, FilterShared *shared) {
     const bool below = shift + bits < 32;   // the first level has no prefix
     for (uint32_t i = ptx::tid(); i < kBuckets; i += kFilterThreads) {
@@ -93,13 +99,13 @@ ASSAY_DEVICE void fill_histogram(const VerifyArgs &a, const Request &r, const Ro
     for (int64_t b = ptx::warp(); b < a.block_count; b += kFilterThreads / 32) {
         if (!may_hold(blocks[b], s, below ? prefix : 0, below ? shift + bits : 31)) continue;
         for (int32_t i = static_cast<int32_t>(ptx::lane()); i < block_length(a, b); i += 32) {
-            const float x = element_at(a, r, row, b * kVocabBlock + i);
+            const float x = element_at(a, r, f.row, b * kVocabBlock + i);
             if (!(x > -infinity())) continue;
-            const uint32_t key = key_of(r, row, s, x);
+            const uint32_t key = key_of(r, f, s, x);
             if (below && key >> (shift + bits) != prefix) continue;
             const uint32_t bucket = key >> shift & ((1u << bits) - 1);
             ptx::atomic_add(&shared->histogram.count[bucket], 1u);
-            if (!s.elements) add_weight(shared, bucket, weight_below_top(r, row, x));
+            if (!s.elements) add_weight(shared, bucket, weight_below_top(r, f, x));
         }
     }
     ptx::sync();
@@ -163,15 +169,15 @@ ASSAY_DEVICE bool find_bucket(const Selection &s, bool first_level, uint32_t bit
 }
 
 // The id at which the elements of this key have reached what is wanted beyond `before`.
-ASSAY_DEVICE int32_t last_of_key(const VerifyArgs &a, const Request &r, const Row &row, const assay_cuda_block *blocks,
+ASSAY_DEVICE int32_t last_of_key(const VerifyArgs &a, const Request &r, const Filter &f, const assay_cuda_block *blocks,
                                  const Selection &s, uint32_t key, Tally before, double target, FilterShared *shared) {
     constexpr int32_t kWords = kVocabBlock / 32;
     int32_t last = -1;
     for (int64_t b = 0; b < a.block_count; b++) {
         if (!may_hold(blocks[b], s, key, 0)) continue;
         for (int32_t word = static_cast<int32_t>(ptx::warp()); word < kWords; word += kFilterThreads / 32) {
-            const float x = element_at(a, r, row, b * kVocabBlock + 32 * word + ptx::lane());
-            const uint32_t hits = ptx::ballot(x > -infinity() && key_of(r, row, s, x) == key);
+            const float x = element_at(a, r, f.row, b * kVocabBlock + 32 * word + ptx::lane());
+            const uint32_t hits = ptx::ballot(x > -infinity() && key_of(r, f, s, x) == key);
             if (ptx::lane() == 0) shared->hits[word] = hits;
         }
         ptx::sync();
@@ -186,7 +192,7 @@ ASSAY_DEVICE int32_t last_of_key(const VerifyArgs &a, const Request &r, const Ro
                 last = static_cast<int32_t>(b * kVocabBlock) + 32 * word + static_cast<int32_t>(ptx::ctz(hits));
                 before.count++;
                 if (!s.elements)
-                    before.mass = before.mass + mass_of_weight(weight_below_top(r, row, element_at(a, r, row, last)));
+                    before.mass = before.mass + mass_of_weight(weight_below_top(r, f, element_at(a, r, f.row, last)));
                 reached = is_enough(s, before, target);
             }
         }
@@ -197,7 +203,7 @@ ASSAY_DEVICE int32_t last_of_key(const VerifyArgs &a, const Request &r, const Ro
 }
 
 // The cut that keeps the fewest elements that are enough. False when all are needed.
-ASSAY_DEVICE bool select_first(const VerifyArgs &a, const Request &r, const Row &row, const assay_cuda_block *blocks,
+ASSAY_DEVICE bool select_first(const VerifyArgs &a, const Request &r, const Filter &f, const assay_cuda_block *blocks,
                                const Selection &s, uint32_t *key, int32_t *last, FilterShared *shared) {
     uint32_t prefix = 0;
     Tally before = {};
@@ -205,21 +211,21 @@ ASSAY_DEVICE bool select_first(const VerifyArgs &a, const Request &r, const Row 
     for (uint32_t level = 0; level < 3; level++) {
         const uint32_t shift = level == 0 ? 21 : level == 1 ? 10 : 0, bits = level == 2 ? 10 : 11;
         uint32_t bucket;
-        fill_histogram(a, r, row, blocks, s, prefix, shift, bits, shared);
+        fill_histogram(a, r, f, blocks, s, prefix, shift, bits, shared);
         if (!find_bucket(s, level == 0, bits, &before, &target, &bucket, shared)) return false;
         prefix = prefix << bits | bucket;
     }
     *key = prefix;
-    *last = last_of_key(a, r, row, blocks, s, prefix, before, target, shared);
+    *last = last_of_key(a, r, f, blocks, s, prefix, before, target, shared);
     return true;
 }
 
 // The mean of (l - top) / T under what is left of the row.
-ASSAY_DEVICE float center_of(const VerifyArgs &a, const Request &r, const Row &row, const assay_cuda_block *blocks, int64_t at) {
+ASSAY_DEVICE float center_of(const VerifyArgs &a, const Request &r, const Filter &f, const assay_cuda_block *blocks, int64_t at) {
     double *masses = a.masses + at * a.block_count, *totals = a.totals + at * a.block_count;
     for (int64_t b = ptx::warp(); b < a.block_count; b += kFilterThreads / 32) {
         double mass, total;
-        entropy_of_block(a, r, row, blocks[b], row.cut.top, b, &mass, &total);
+        entropy_of_block(a, r, f.row, blocks[b], f.cut.top, b, &mass, &total);
         if (ptx::lane() == 0) {
             masses[b] = mass;
             totals[b] = total;
@@ -230,6 +236,14 @@ ASSAY_DEVICE float center_of(const VerifyArgs &a, const Request &r, const Row &r
     return static_cast<float>(ptx::div_rn(sum_blocks(a.block_count, [&](int64_t b) { return masses[b]; }), total));
 }
 
+// By all threads: makes the cuts found so far those of the row's elements.
+ASSAY_DEVICE void publish(const VerifyArgs &a, Filter *f, int64_t at) {
+    ptx::sync();
+    if (ptx::tid() == 0) a.rows[at] = f->cut;
+    ptx::sync();
+    f->row.cut = f->cut.cuts ? a.rows + at : nullptr;
+}
+
 ASSAY_DEVICE void verify_filter(const VerifyArgs &a) {
     FilterShared *shared = reinterpret_cast<FilterShared *>(ptx::shared());
     const int64_t at = ptx::bid_x();
@@ -237,42 +251,43 @@ ASSAY_DEVICE void verify_filter(const VerifyArgs &a) {
     const Request &r = u.request;
     if (!u.read || !r.filtered) return;
     assay_cuda_block *blocks = a.blocks + at * a.block_count;
-    Row row = row_at(a, r, u.node);
-    if (shift_of(a, blocks, &row.cut.top) != ASSAY_ROW_OK) return;
+    Filter f = {row_at(a, r, u.node, false), {}};
+    if (shift_of(a, blocks, &f.cut.top) != ASSAY_ROW_OK) return;
     if (uses_top_k(a, r.b)) {
         const Selection s = {false, static_cast<uint64_t>(one_of(a.call.top_k, r.b)), 0};
-        if (select_first(a, r, row, blocks, s, &row.cut.logit_key, &row.cut.logit_last, shared)) row.cuts |= kCutLogits;
+        if (select_first(a, r, f, blocks, s, &f.cut.logit_key, &f.cut.logit_last, shared)) f.cut.cuts |= kCutLogits;
+        publish(a, &f, at);
     }
     if (uses_top_p(a, r.b)) {
         // A prefix of a prefix of the same order.
         const Selection s = {false, 0, static_cast<double>(one_of(a.call.top_p, r.b))};
         uint32_t key;
         int32_t last;
-        if (select_first(a, r, row, blocks, s, &key, &last, shared)) {
-            row.cuts |= kCutLogits;
-            row.cut.logit_key = key;
-            row.cut.logit_last = last;
+        if (select_first(a, r, f, blocks, s, &key, &last, shared)) {
+            f.cut.cuts |= kCutLogits;
+            f.cut.logit_key = key;
+            f.cut.logit_last = last;
         }
     }
-    if (uses_min_p(a, r.b)) row.cuts |= kCutMinP;
+    if (uses_min_p(a, r.b)) f.cut.cuts |= kCutMinP;
+    publish(a, &f, at);
     if (uses_typical_p(a, r.b)) {
-        row.cut.center = center_of(a, r, row, blocks, at);
+        f.cut.center = center_of(a, r, f, blocks, at);
         const Selection s = {true, 0, static_cast<double>(one_of(a.call.typical_p, r.b))};
-        if (select_first(a, r, row, blocks, s, &row.cut.distance_key, &row.cut.distance_last, shared)) row.cuts |= kCutTypical;
+        if (select_first(a, r, f, blocks, s, &f.cut.distance_key, &f.cut.distance_last, shared)) f.cut.cuts |= kCutTypical;
+        publish(a, &f, at);
     }
-    row.cut.cuts = row.cuts;
-    if (ptx::tid() == 0) a.rows[at] = row.cut;
-    if (!row.cuts) return;
-    const float least = row.cuts & kCutLogits ? logit_of(row.cut.logit_key) : -infinity();
+    if (!f.cut.cuts) return;
+    const float least = f.cut.cuts & kCutLogits ? logit_of(f.cut.logit_key) : -infinity();
     for (int64_t b = 0; b < a.block_count; b++) {
         ptx::sync();
         assay_cuda_block block = blocks[b];
-        if (!row.processed && block.largest < least) {
+        if (!f.row.processed && block.largest < least) {
             block.largest = -infinity();
             block.sum = 0;
             ptx::sync();   // all have read it
         } else {
-            block = scan_block<kFilterThreads>(a, r, row, b, &shared->scan);
+            block = scan_block<kFilterThreads>(a, r, f.row, b, &shared->scan);
         }
         if (ptx::tid() == 0) blocks[b] = block;
     }

@@ -14,6 +14,12 @@
 #include "assay_cuda.h"
 #include "philox.cuh"
 
+#ifdef __CUDACC__
+#define ASSAY_OUT_OF_LINE static __device__ __noinline__
+#else
+#define ASSAY_OUT_OF_LINE static __attribute__((noinline, unused))
+#endif
+
 namespace assay {
 
 using VerifyArgs = assay_cuda_verify_args;
@@ -103,9 +109,9 @@ ASSAY_DEVICE int64_t owner_of(const VerifyArgs &a, int64_t row) {
 }
 
 // Node number (draft index plus one, 0: the root) of a node's parent; at least the node itself where that is no parent.
-ASSAY_DEVICE int64_t parent_of(const VerifyArgs &a, const Request &r, int64_t node) {
+ASSAY_DEVICE int64_t parent_of(const VerifyArgs &a, int64_t first, int64_t node) {
     if (!a.call.parents) return node - 1;
-    const int64_t parent = one_of(a.call.parents, r.first + node - 1);
+    const int64_t parent = one_of(a.call.parents, first + node - 1);
     return parent < -1 ? node : parent + 1;
 }
 ASSAY_DEVICE int32_t id_of(const VerifyArgs &a, const Request &r, int64_t node) {
@@ -116,26 +122,26 @@ ASSAY_DEVICE int32_t id_of(const VerifyArgs &a, const Request &r, int64_t node) 
 
 struct Row {
     const uint8_t *logits;
-    const uint32_t *mask;
-    int64_t node, edit_begin, edit_end;
-    bool penalised, processed;
-    int32_t cuts;
-    assay_cuda_row cut;          // of which the cuts' fields are read
-    float min_p;
+    int64_t node;
+    bool processed;              // penalties, biases or a mask touch it
+    const assay_cuda_row *cut;   // what filters cut, in memory; null: nothing
 };
 
-ASSAY_DEVICE Row row_at(const VerifyArgs &a, const Request &r, int64_t node) {
-    Row row = {};
+ASSAY_DEVICE bool is_penalised(const VerifyArgs &a, int64_t b) {
+    return a.call.repetition_penalty &&
+           !(one_of(a.call.repetition_penalty, b) == 1 && one_of(a.call.frequency_penalty, b) == 0 &&
+             one_of(a.call.presence_penalty, b) == 0);
+}
+
+// cuts: whether filters' cuts, as found, are to apply.
+ASSAY_DEVICE Row row_at(const VerifyArgs &a, const Request &r, int64_t node, bool cuts) {
     const int64_t at = r.first + r.b + node;
+    Row row = {};
     row.logits = static_cast<const uint8_t *>(a.call.target_logits) + at * a.call.ld * (a.call.dtype == ASSAY_F32 ? 4 : 2);
-    row.mask = a.call.bitmask ? a.call.bitmask + (a.call.bitmask_per_row ? at : r.b) * a.call.bitmask_ld : nullptr;
     row.node = node;
-    if (a.call.cu_edits) bounds_of(a.call.cu_edits, r.b, a.edits, &row.edit_begin, &row.edit_end);
-    row.penalised = a.call.repetition_penalty && node > 0 &&
-                    !(one_of(a.call.repetition_penalty, r.b) == 1 && one_of(a.call.frequency_penalty, r.b) == 0 &&
-                      one_of(a.call.presence_penalty, r.b) == 0);
-    row.processed = row.edit_begin < row.edit_end || row.penalised || row.mask;
-    row.min_p = a.call.min_p ? one_of(a.call.min_p, r.b) : 0;
+    row.processed = a.call.bitmask || (node > 0 && is_penalised(a, r.b)) ||
+                    (a.call.cu_edits && one_of(a.call.cu_edits, r.b) < one_of(a.call.cu_edits, r.b + 1));
+    row.cut = cuts && r.filtered && a.rows[at].cuts ? a.rows + at : nullptr;
     return row;
 }
 
@@ -146,32 +152,34 @@ ASSAY_DEVICE float raw_logit(const VerifyArgs &a, const Row &row, int64_t token)
 }
 
 // Penalties, bias and bans: the request's list of tokens, and the drafts on the row's own path.
-ASSAY_DEVICE float edited_logit(const VerifyArgs &a, const Request &r, const Row &row, int64_t token, float logit) {
-    int64_t low = row.edit_begin, high = row.edit_end;
+ASSAY_DEVICE float edited_logit(const VerifyArgs &a, int64_t b, int64_t first, int64_t node, int64_t token, float logit) {
+    int64_t low, high;
+    bounds_of(a.call.cu_edits, b, a.edits, &low, &high);
+    const int64_t end = high;
     while (low < high) {
         const int64_t middle = (low + high) / 2;
         if (one_of(a.call.edit_token_ids, middle) < token) low = middle + 1;
         else high = middle;
     }
-    const bool listed = low < row.edit_end && one_of(a.call.edit_token_ids, low) == token;
+    const bool listed = low < end && one_of(a.call.edit_token_ids, low) == token;
     int32_t count = listed ? one_of(a.call.edit_count, low) : 0;
     bool seen = count || (listed && one_of(a.call.edit_in_prompt, low));
     bool touched = listed;
-    for (int64_t node = row.penalised ? row.node : 0; node > 0;) {
-        if (id_of(a, r, node) == token) {
+    for (node = is_penalised(a, b) ? node : 0; node > 0;) {
+        if (one_of(a.call.draft_token_ids, first + node - 1) == token) {
             count++;
             seen = touched = true;
         }
-        const int64_t parent = parent_of(a, r, node);
+        const int64_t parent = parent_of(a, first, node);
         node = parent < node ? parent : 0;
     }
     if (!touched) return logit;
     if (a.call.repetition_penalty) {
-        const float penalty = one_of(a.call.repetition_penalty, r.b);
+        const float penalty = one_of(a.call.repetition_penalty, b);
         if (seen && penalty != 1) logit = logit > 0 ? ptx::div_rn(logit, penalty) : logit * penalty;
         if (count) {
-            logit -= one_of(a.call.frequency_penalty, r.b) * static_cast<float>(count);
-            logit -= one_of(a.call.presence_penalty, r.b);
+            logit -= one_of(a.call.frequency_penalty, b) * static_cast<float>(count);
+            logit -= one_of(a.call.presence_penalty, b);
         }
     }
     return logit + (listed ? one_of(a.call.edit_bias, low) : 0);
@@ -182,29 +190,38 @@ ASSAY_DEVICE bool kept(uint32_t key, int64_t id, uint32_t last_key, int32_t last
 }
 
 // Falls with the distance of -log p from the entropy.
-ASSAY_DEVICE uint32_t distance_key(const Request &r, const Row &row, float logit) {
-    return ~ptx::float_as_uint(magnitude((logit - row.cut.top) * r.inverse_t - row.cut.center));
+ASSAY_DEVICE uint32_t distance_key(const assay_cuda_row &cut, float inverse_t, float logit) {
+    return ~ptx::float_as_uint(magnitude((logit - cut.top) * inverse_t - cut.center));
 }
 
-ASSAY_DEVICE float cut_logit(const Request &r, const Row &row, float logit, int64_t id) {
+ASSAY_DEVICE float cut_logit(const assay_cuda_row &cut, float min_p, float inverse_t, float logit, int64_t id) {
     const float none = -infinity();
-    if (row.cuts & kCutLogits && !kept(logit_key(logit), id, row.cut.logit_key, row.cut.logit_last)) return none;
-    if (row.cuts & kCutMinP && !(assay_vexp((logit - row.cut.top) * r.inverse_t) >= row.min_p)) return none;
-    if (row.cuts & kCutTypical && !kept(distance_key(r, row, logit), id, row.cut.distance_key, row.cut.distance_last))
-        return none;
+    if (cut.cuts & kCutLogits && !kept(logit_key(logit), id, cut.logit_key, cut.logit_last)) return none;
+    if (cut.cuts & kCutMinP && !(assay_vexp((logit - cut.top) * inverse_t) >= min_p)) return none;
+    if (cut.cuts & kCutTypical && !kept(distance_key(cut, inverse_t, logit), id, cut.distance_key, cut.distance_last)) return none;
     return logit;
 }
 
-ASSAY_DEVICE float processed_logit(const VerifyArgs &a, const Request &r, const Row &row, int64_t token, float logit) {
-    if (row.edit_begin < row.edit_end || row.penalised) logit = edited_logit(a, r, row, token, logit);
-    if (row.mask && !(ptx::ldg32(row.mask + (token >> 5)) >> (token & 31) & 1)) logit = -infinity();
-    return row.cuts ? cut_logit(r, row, logit, token) : logit;
+// Not inlined: what most rows do without would otherwise fill every loop over a row.
+ASSAY_OUT_OF_LINE float processed_logit(const VerifyArgs &a, int64_t b, int64_t first, int64_t node, const assay_cuda_row *cut,
+                                        float inverse_t, int64_t token, float logit) {
+    if (a.call.cu_edits) logit = edited_logit(a, b, first, node, token, logit);
+    if (a.call.bitmask) {
+        const uint32_t *mask = a.call.bitmask + (a.call.bitmask_per_row ? first + b + node : b) * a.call.bitmask_ld;
+        if (!(ptx::ldg32(mask + (token >> 5)) >> (token & 31) & 1)) logit = -infinity();
+    }
+    return cut ? cut_logit(*cut, a.call.min_p ? one_of(a.call.min_p, b) : 0, inverse_t, logit, token) : logit;
+}
+
+ASSAY_DEVICE float processed(const VerifyArgs &a, const Request &r, const Row &row, int64_t token, float logit) {
+    if (!row.processed && !row.cut) return logit;
+    return processed_logit(a, r.b, r.first, row.node, row.cut, r.inverse_t, token, logit);
 }
 
 // Element `token` as processors and filters leave it; minus infinity past the vocabulary.
 ASSAY_DEVICE float element_at(const VerifyArgs &a, const Request &r, const Row &row, int64_t token) {
     if (token >= a.call.vocab) return -infinity();
-    return processed_logit(a, r, row, token, raw_logit(a, row, token));
+    return processed(a, r, row, token, raw_logit(a, row, token));
 }
 
 ASSAY_DEVICE float weight_at(const VerifyArgs &a, const Request &r, const Row &row, float shift, int64_t token) {
@@ -356,12 +373,10 @@ ASSAY_DEVICE int32_t shift_of(const VerifyArgs &a, const assay_cuda_block *block
 // By a warp: the row of a node, its state as stored.
 ASSAY_DEVICE Opened open_row(const VerifyArgs &a, const Request &r, int64_t node) {
     Opened o;
-    o.row = row_at(a, r, node);
+    o.row = row_at(a, r, node, true);
     o.at = r.first + r.b + node;
     o.blocks = a.blocks + o.at * a.block_count;
     o.state = a.rows[o.at];
-    o.row.cuts = o.state.cuts;
-    o.row.cut = o.state;
     return o;
 }
 
@@ -410,6 +425,9 @@ ASSAY_DEVICE double q_of(const VerifyArgs &a, int64_t q_row, int32_t token) {
 ASSAY_DEVICE bool is_probability(double q) { return q >= 0 && q <= static_cast<double>(kLargest); }
 
 // What a rule draws with: the caller's number, or the one keyed by the position of the token that it decides.
+ASSAY_OUT_OF_LINE double keyed_uniform(uint64_t seed, uint64_t position, uint32_t domain, uint32_t node) {
+    return philox_uniform(seed, position, domain, node);
+}
 ASSAY_DEVICE double uniform_of(const VerifyArgs &a, const Request &r, uint32_t domain, int64_t node, int64_t depth,
                                uint32_t key_node) {
     if (a.call.uniforms) {
@@ -417,8 +435,8 @@ ASSAY_DEVICE double uniform_of(const VerifyArgs &a, const Request &r, uint32_t d
         if (a.call.rule == ASSAY_SAMPLED) return given[depth];
         return given[domain == ASSAY_ACCEPT ? node - 1 : domain == ASSAY_RESIDUAL ? r.drafts : r.drafts + 1];
     }
-    return philox_uniform(a.call.seed[r.b], static_cast<uint64_t>(a.call.position[r.b]) + static_cast<uint64_t>(depth), domain,
-                          key_node);
+    return keyed_uniform(a.call.seed[r.b], static_cast<uint64_t>(a.call.position[r.b]) + static_cast<uint64_t>(depth), domain,
+                         key_node);
 }
 
 }  // namespace assay

@@ -80,9 +80,9 @@ ASSAY_DEVICE assay_cuda_block scan_block(const VerifyArgs &a, const Request &r, 
     for (int e = 0; e < kPer; e++) {
         if (is_nan(x[e])) flags |= kRawNan;
         if (x[e] == infinity()) flags |= kRawInf;
-        if (row.processed || row.cuts) {
+        if (row.processed || row.cut) {
             const int32_t i = 4 * (tid + e / 4 * kThreads) + e % 4;
-            if (i < n) x[e] = processed_logit(a, r, row, from + i, x[e]);
+            if (i < n) x[e] = processed(a, r, row, from + i, x[e]);
             if (is_nan(x[e])) flags |= kNan;
         }
         if (!is_nan(x[e])) key = max_of(key, logit_key(x[e]));
@@ -147,7 +147,7 @@ ASSAY_DEVICE void verify_scan(const VerifyArgs &a) {
         if (at == 0) *a.ticket = 0;
     }
     if (!u.read) return;
-    const Row row = row_at(a, u.request, u.node);
+    const Row row = row_at(a, u.request, u.node, false);
     const assay_cuda_block block =
         scan_block<kScanThreads>(a, u.request, row, b, reinterpret_cast<ScanShared *>(ptx::shared()));
     if (ptx::tid() == 0) a.blocks[cta] = block;
@@ -177,7 +177,7 @@ ASSAY_DEVICE int64_t depth_of(const VerifyArgs &a, const Request &r, int64_t nod
     if (!a.call.parents) return node;
     int64_t depth = 0;
     while (node > 0) {
-        const int64_t parent = parent_of(a, r, node);
+        const int64_t parent = parent_of(a, r.first, node);
         node = parent < node ? parent : 0;
         depth++;
     }

@@ -258,6 +258,7 @@ ASSAY_DEVICE void settle_row(const VerifyArgs &a, const Request &r, int64_t node
         else if (a.call.rule == ASSAY_GUMBEL) o.state.token = winner_of(a, o);
         else o.state.token = draw(a, r, o, uniform_of(a, r, ASSAY_BONUS, 0, depth, 0));
     }
+    ptx::sync_warp();   // all have read its cuts
     if (ptx::lane() == 0) a.rows[o.at] = o.state;
 }
 
