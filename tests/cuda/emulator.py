@@ -16,7 +16,10 @@ from cffi import FFI
 
 CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 COMPILER = os.environ.get("CXX", "g++")
-FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra")
+# ASSAY_EMULATOR_FLAGS: more flags, for builds with a sanitizer (test_sanitized.py).
+FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra",
+         *os.environ.get("ASSAY_EMULATOR_FLAGS", "").split())
+RUNTIME = ("emu", "fiber", "meet", "memory")   # files of csrc/cuda/emu that every build holds
 COPY = {"late": 0, "early": 1, "random": 2}
 
 KERNEL_LINE = re.compile(r"^KERNEL\((.*)\)\s*$")
@@ -58,7 +61,11 @@ def structs(root: Path = CUDA) -> FFI:
 
 def unit(file: str, root: Path = CUDA) -> str:
     """The translation unit that makes file.cuh's kernels known to the emulator."""
-    mine = [k for k in kernels(root).values() if k.file == file]
+    return unit_of(f'#include "{file}.cuh"\n', [k for k in kernels(root).values() if k.file == file])
+
+
+def unit_of(text: str, mine: list[Kernel]) -> str:
+    """The same of kernels that `text` defines."""
     runs = "\n".join(
         f"static void run_{k.name}(const void *args) {{ assay::{k.instance}(*static_cast<const {k.args_struct} *>(args)); }}"
         for k in mine
@@ -68,7 +75,7 @@ def unit(file: str, root: Path = CUDA) -> str:
         for k in mine
     )
     return (
-        f'#include "{file}.cuh"\n{runs}\nstatic const assay::emu::Kernel table[] = {{\n{rows}\n}};\n'
+        f"{text}{runs}\nstatic const assay::emu::Kernel table[] = {{\n{rows}\n}};\n"
         f"static const assay::emu::Registration registration(table, {len(mine)});\n"
     )
 
@@ -112,13 +119,18 @@ def runtime(flags: tuple[str, ...], root: Path) -> list[str]:
     return [
         str(compile_cached([], (root / "emu" / f"{name}.cpp").read_text(), (*flags, "-c", f"-I{root}/emu"), ".o", root,
                            content(parts)))
-        for name in ("emu", "fiber")
+        for name in RUNTIME
     ]
 
 
 def library(file: str, flags: tuple[str, ...] = FLAGS, root: Path = CUDA) -> Path:
     """A shared library of file.cuh's kernels and the emulator."""
-    return compile_cached(runtime(flags, root), unit(file, root), (*flags, "-shared"), ".so", root, content(sources(root)))
+    return library_of(unit(file, root), flags, root)
+
+
+def library_of(text: str, flags: tuple[str, ...] = FLAGS, root: Path = CUDA) -> Path:
+    """The same of a translation unit."""
+    return compile_cached(runtime(flags, root), text, (*flags, "-shared"), ".so", root, content(sources(root)))
 
 
 class Counters(ctypes.Structure):
@@ -159,17 +171,50 @@ def have_compiler() -> bool:
     return shutil.which(COMPILER) is not None
 
 
-def on_device(array: np.ndarray) -> np.ndarray:
-    """A flat copy where an allocation of the device would begin: at a multiple of 256."""
-    memory = np.empty(array.nbytes + 256, np.uint8)
-    first = -memory.ctypes.data % 256
-    copy = memory[first : first + array.nbytes].view(array.dtype)
-    copy[:] = array.reshape(-1)
-    return copy
+class DeviceMemory:
+    """Copies of arrays where a device would have them: beginning at a multiple of 256, and, for sanitizers, ending at their end."""
+
+    def __init__(self):
+        self.libc = ctypes.CDLL(None)
+        self.held: dict[int, tuple[np.ndarray, np.ndarray, int]] = {}
+
+    def take(self, array: np.ndarray) -> int:
+        assert array.flags.c_contiguous, "arrays of a launch are contiguous"
+        if id(array) not in self.held:
+            p = ctypes.c_void_p()
+            size = max(array.nbytes, 1)
+            if self.libc.posix_memalign(ctypes.byref(p), ctypes.c_size_t(256), ctypes.c_size_t(size)):
+                raise MemoryError(size)
+            copy = np.frombuffer((ctypes.c_uint8 * array.nbytes).from_address(p.value), array.dtype)
+            copy[:] = array.reshape(-1)
+            self.held[id(array)] = array, copy, p.value
+        return self.held[id(array)][2]
+
+    def regions(self) -> list[Region]:
+        return [Region(address, array.nbytes) for array, _, address in self.held.values()]
+
+    def give_back(self, copy_back: bool):
+        for array, copy, address in self.held.values():
+            if copy_back and array.flags.writeable:
+                array.reshape(-1)[:] = copy
+            self.libc.free(ctypes.c_void_p(address))
+        self.held.clear()
 
 
-def emulate(
-    name: str,
+def emulate(name: str, grid: int | tuple[int, ...], fields: dict, *, root: Path = CUDA, **options) -> Counters:
+    """Launches a kernel of kernels.def on the emulator and returns what was counted.
+
+    fields: the argument struct's, with numpy arrays for pointers (they are written in place, and a global access outside
+    them is an error), None for null, numbers, and dicts for nested structs. options: see `launch`. Raises EmulationError.
+    """
+    kernel = kernels(root)[name]
+    flags = options.pop("flags", FLAGS)
+    return launch(library(kernel.file, flags, root), kernel, grid, fields, root=root, **options)
+
+
+def launch(
+    path: Path,
+    kernel: Kernel,
     grid: int | tuple[int, ...],
     fields: dict,
     *,
@@ -178,54 +223,51 @@ def emulate(
     seed: int = 0,
     copy: str = "late",
     resident: int = 0,
-    flags: tuple[str, ...] = FLAGS,
+    spin_limit: int = 0,
     root: Path = CUDA,
 ) -> Counters:
-    """Launches a kernel on the emulator and returns what was counted.
+    """Launches a kernel of a built library.
 
-    fields: the argument struct's, with numpy arrays for pointers (they are written in place, and a global access outside
-    them is an error), None for null, numbers, and dicts for nested structs. seed: 0 runs threads and blocks in order, others
-    at random. copy: when cp.async lands: "late", "early" or "random". Raises EmulationError.
+    threads, smem: as in the kernel's line when None. seed: 0 runs threads and blocks in order, others at random. copy:
+    when cp.async lands, "late", "early" or "random". resident: blocks in flight, 0 for up to 64. spin_limit: looks at flags without
+    progress before it is a livelock, 0 for 2^22.
     """
-    kernel = kernels(root)[name]
     ffi = structs(root)
-    buffers: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    memory = DeviceMemory()
 
     def plain(value):
         if isinstance(value, np.ndarray):
-            assert value.flags.c_contiguous, "arrays of a launch are contiguous"
-            _, at = buffers.setdefault(id(value), (value, on_device(value)))
-            return ffi.cast("void *", at.ctypes.data)
+            return ffi.cast("void *", memory.take(value))
         if value is None:
             return ffi.NULL
         if isinstance(value, dict):
             return {key: plain(v) for key, v in value.items()}
         return value
 
-    args = ffi.new(f"{kernel.args_struct} *", plain(fields))
-    regions = (Region * max(len(buffers), 1))(*(Region(at.ctypes.data, at.nbytes) for _, at in buffers.values()))
-    options = Options(seed, COPY[copy], resident, 0, regions, len(buffers))
-    counters = Counters()
-    error = ctypes.create_string_buffer(1024)
-    grid = (grid,) if isinstance(grid, int) else grid
-    launch = load(library(kernel.file, flags, root)).assay_emu_launch
-    failed = launch(
-        name.encode(),
-        *(ctypes.c_uint32(n) for n in (*grid, 1, 1)[:3]),
-        ctypes.c_uint32(kernel.threads if threads is None else threads),
-        ctypes.c_size_t(kernel.smem_bytes if smem is None else smem),
-        bytes(ffi.buffer(args)),
-        ctypes.c_size_t(ffi.sizeof(kernel.args_struct)),
-        ctypes.byref(options),
-        ctypes.byref(counters),
-        error,
-        ctypes.c_size_t(len(error)),
-    )
+    failed = 1
+    try:
+        args = ffi.new(f"{kernel.args_struct} *", plain(fields))
+        regions = memory.regions()
+        options = Options(seed, COPY[copy], resident, spin_limit, (Region * max(len(regions), 1))(*regions), len(regions))
+        counters = Counters()
+        error = ctypes.create_string_buffer(1024)
+        grid = (grid,) if isinstance(grid, int) else grid
+        failed = load(path).assay_emu_launch(
+            kernel.name.encode(),
+            *(ctypes.c_uint32(n) for n in (*grid, 1, 1)[:3]),
+            ctypes.c_uint32(kernel.threads if threads is None else threads),
+            ctypes.c_size_t(kernel.smem_bytes if smem is None else smem),
+            bytes(ffi.buffer(args)),
+            ctypes.c_size_t(ffi.sizeof(kernel.args_struct)),
+            ctypes.byref(options),
+            ctypes.byref(counters),
+            error,
+            ctypes.c_size_t(len(error)),
+        )
+    finally:
+        memory.give_back(copy_back=not failed)
     if failed:
         raise EmulationError(error.value.decode())
-    for array, at in buffers.values():
-        if array.flags.writeable:
-            array.reshape(-1)[:] = at
     return counters
 
 
