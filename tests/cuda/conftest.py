@@ -8,7 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import emulator
-import mock as mock_driver
+import mock_driver
 
 
 @pytest.fixture
