@@ -289,6 +289,8 @@ typedef struct {
     int32_t *expert_ids;               /* [most / block_size] */
     int32_t *position;                 /* [slots] */
     int32_t *num_tokens_post_padded;   /* [1]: offsets[num_local] */
+    uint32_t *zeros;                   /* [num_zeros]: cleared on the way, for what comes after; or NULL */
+    int64_t num_zeros;
 } assay_cuda_align_args;
 /* The largest sum of padded counts, a multiple of block_size; -1 where an argument is out of range. */
 int64_t assay_cuda_moe_align_most(int64_t slots, int64_t num_local, int64_t block_size);
@@ -300,7 +302,8 @@ int assay_cuda_moe_align(const assay_cuda_align_args *args, void *workspace, siz
 typedef struct {
     const float *y;                    /* [rows, n], row stride ldy */
     int64_t ldy, n;
-    const int32_t *position;           /* [tokens, top_k] */
+    const int32_t *position;           /* [tokens, top_k] rows of y, -1 for an empty slot */
+    int32_t by_slot, unused;           /* rows of y are slots, and position only says which are empty and whose bias */
     const float *topk_weights;         /* [tokens, top_k], or NULL: all 1 */
     const float *bias;                 /* [experts, n], or NULL; needs: */
     const int32_t *expert_ids;         /* [rows / block_size] */
@@ -309,6 +312,46 @@ typedef struct {
     int64_t ldo;
 } assay_cuda_combine_args;
 int assay_cuda_moe_combine(const assay_cuda_combine_args *args, void *stream);
+
+/* ---- MoE: the expert layer (moe_experts.cuh) -----------------------------------------------------------------------
+ * One of its two GEMMs, over slots that assay_cuda_moe_align sorted with the kernel's block of rows. */
+typedef struct {
+    assay_cuda_w4 w;                   /* of the first expert */
+    int64_t expert_bytes;              /* from an expert's weights to the next's */
+    const void *a;                     /* a16: [rows, K] of 16 bits; a8: codes as assay_a8_quantize_args has them */
+    const void *a_groups;              /* a8: assay_cuda_a8_group [rows, G] */
+    int64_t lda;
+    int32_t aligned;                   /* as assay_w4_gemm_args' */
+    int32_t slots, slots_a_row;        /* slot s multiplies row s / slots_a_row of a */
+    int32_t down;                      /* 0: gate_up; 1: down */
+    const int32_t *sorted_token_ids, *expert_ids, *num_tokens_post_padded;
+    const float *bias;                 /* gate_up: [E, N], or NULL */
+    int32_t intermediate, gated, activation;
+    float alpha, limit;                /* limit: infinity for none */
+    int32_t unused;
+    void *out;                         /* gate_up: hidden units [slots, I], of a's type or, a8, float32; down: float32 [slots, N] */
+    int64_t ldo;                       /* even */
+    float *partials;                   /* [z blocks, slots, N up to a multiple of 32], where there is more than one z */
+    uint32_t *arrivals;                /* [x blocks, y blocks], zeros */
+} assay_cuda_experts_args;
+
+/* out[slot] = x[slot / top_k] * topk_weights[slot], rounded to out_dtype. */
+typedef struct {
+    const void *x;
+    int64_t ldx, n, top_k;
+    const float *topk_weights;
+    void *out;
+    int64_t ldo;
+    int32_t dtype, out_dtype;
+} assay_cuda_weigh_args;
+
+/* assay_moe_experts with everything in device memory: matrices packed by assay_cuda_w4_pack, end to end; row_blocks NULL.
+ * a16: x is float16 or bfloat16, and hidden units (and weighed inputs) are rounded to its type. a8: hidden units are float32, as on
+ * the CPU, whose bits a call of more than ASSAY_CUDA_SPLIT_TOKENS tokens has; up to so many K is cut among blocks by the
+ * layer's shape and top_k. So a token's bits do not depend on the batch, up to that many and beyond it. */
+enum { ASSAY_CUDA_SPLIT_TOKENS = 64 };
+size_t assay_cuda_moe_experts_workspace(const assay_experts_args *args);
+int assay_cuda_moe_experts(const assay_experts_args *args, void *workspace, size_t workspace_bytes, void *stream);
 
 /* cdef end */
 

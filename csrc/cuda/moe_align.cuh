@@ -145,9 +145,11 @@ ASSAY_DEVICE void publish_total(const assay_cuda_align_args &a, uint32_t total, 
         ptx::st(a.num_tokens_post_padded, static_cast<int32_t>(total));
     }
     const uint32_t most = static_cast<uint32_t>(a.most), size = static_cast<uint32_t>(a.block_size);
+    const int64_t zeros = a.zeros ? a.num_zeros : 0;
     const uint32_t step = blocks * ptx::block_threads(), at = block * ptx::block_threads() + ptx::tid();
     for (uint32_t i = total + at; i < most; i += step) ptx::st(a.sorted_token_ids + i, a.slots);
     for (uint32_t b = total / size + at; b < most / size; b += step) ptx::st(a.expert_ids + b, -1);
+    for (int64_t i = at; i < zeros; i += step) ptx::st(a.zeros + i, 0u);
 }
 
 enum { WARPS = 8, ONE_WARPS = 32 };

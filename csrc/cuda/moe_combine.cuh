@@ -37,7 +37,7 @@ ASSAY_DEVICE void moe_combine(const assay_cuda_combine_args &a) {
         if (place < 0) continue;
         const float w = a.topk_weights ? ptx::ldg_float(a.topk_weights + s) : 1.0f;
         float y[kWidth];
-        load<kWidth>(y, a.y + place * a.ldy + column);
+        load<kWidth>(y, a.y + (a.by_slot ? s : place) * a.ldy + column);
         if (a.bias) {
             const int64_t e = static_cast<int32_t>(ptx::ldg32(a.expert_ids + place / a.block_size));
             float bias[kWidth];
