@@ -9,7 +9,7 @@ from typing import Any
 from .._ffi import ffi, lib
 from ._arrays import DeviceArray, DeviceTensor, as_device_tensor, device_of
 from ._device import current, handle_of, own_stream, pointer
-from ._status import check
+from ._status import CudaError, check
 
 
 class Place:
@@ -49,6 +49,8 @@ class Place:
     ) -> tuple[DeviceTensor, Any]:
         """`out` as a tensor of exactly this dtype and shape, apart from the inputs, and what to return for it; a new DeviceArray
         when it is None."""
+        if out is None and self._capturing:
+            raise ValueError(f"{name}: expected an array while a graph is captured, for nothing can be allocated then")
         if out is None:
             fresh = DeviceArray(shape, dtype, self.device, self._keep)
             return as_device_tensor(fresh, name, (dtype,), len(shape)), fresh
@@ -63,27 +65,46 @@ class Place:
             out.stream, out._keep = self.handle, self._keep
         return tensor, out
 
-    def workspace(self, nbytes: int) -> Any:
-        """Scratch memory of this stream, kept and reused: calls of one stream run in order. Grows outside of captures only."""
+    def workspace(self, nbytes: int, tag: str = "", zeros: bool = False) -> Any:
+        """Scratch memory of this stream, kept and reused: calls of one stream run in order.
+
+        Parameters
+        ----------
+        tag
+            Whose it is: memory of another tag is another.
+        zeros
+            Zeros when it is new; what the last call with this tag left in it afterwards.
+        """
         if not nbytes:
             return ffi.NULL
-        key = (self.device, self.handle)
+        key = (self.device, self.handle, tag)
         with _lock:
             held = _workspaces.get(key)
             if held is None or held.nbytes < nbytes:
-                # Freeing the old one waits for the device, so nothing still uses it.
-                held = _workspaces[key] = DeviceArray((max(nbytes, 1 << 20),), "uint8", self.device, self._keep)
+                if self._capturing:
+                    raise CudaError(
+                        "workspace: cannot be allocated while a graph is captured: make the call once before, on the same stream"
+                    )
+                # Freeing the old one waits for the device, so nothing uses it still.
+                held = DeviceArray((max(nbytes, 1 << 20),), "uint8", self.device, self._keep)
+                if zeros:
+                    held.fill(0)
+                _workspaces[key] = held
+            if self._capturing:
+                _captured[held.address] = held
         return pointer(held.address)
 
 
 _lock = threading.Lock()
-_workspaces: dict[tuple[int, int], DeviceArray] = {}
+_workspaces: dict[tuple[int, int, str], DeviceArray] = {}
+_captured: dict[int, DeviceArray] = {}  # graphs hold their addresses, so these are never freed
 
 
 def forget_workspaces() -> None:
-    """Frees the scratch memory of all streams."""
+    """Frees the scratch memory of all streams; graphs that were captured with it can no longer be launched."""
     with _lock:
         _workspaces.clear()
+        _captured.clear()
 
 
 def _number(stream: int) -> int:
