@@ -10,14 +10,19 @@ from emulator import EmulationError, emulate, kernels
 WARPS = 8
 
 
+def round_up(x, to):
+    return -(-x // to) * to
+
+
 def launch(ids, num_experts, block_size=1, expert_map=None, *, path="one", chunk=32, seed=0, resident=0):
     """An Alignment (arrays at their full length) and the counters of the launches. path: one, shared or stored."""
     local = num_experts if expert_map is None else int(max(expert_map.max(), -1)) + 1
     slots = ids.size
     most = (slots + min(slots, local) * (block_size - 1)) // block_size * block_size if local else 0
-    chunks = 32 if path == "one" else max(-(-slots // chunk), 1) + -max(-(-slots // chunk), 1) % WARPS
     if path == "one":
-        chunk = -(-(-(-slots // 32)) // 32) * 32
+        chunks, chunk = 32, round_up(slots, 1024) // 32
+    else:
+        chunks = round_up(max(slots, 1), WARPS * chunk) // chunk
     counts, offsets = np.full(local, -7, np.int64), np.full(local + 1, -7, np.int32)
     ordered, blocks = np.full(most, -7, np.int32), np.full(most // block_size, -7, np.int32)
     position, total = np.full(ids.shape, -7, np.int32), np.full(1, -7, np.int32)
@@ -41,9 +46,7 @@ def launch(ids, num_experts, block_size=1, expert_map=None, *, path="one", chunk
     assert offsets[-1] == total[0]
     assert (ordered[total[0] :] == slots).all()
     assert (blocks[total[0] // block_size :] == -1).all()
-    return Alignment(
-        ordered[: total[0]], blocks[: total[0] // block_size], int(total[0]), position, counts
-    ), counted
+    return Alignment(ordered[: total[0]], blocks[: total[0] // block_size], int(total[0]), position, counts), counted
 
 
 def assert_same(got, want):
@@ -60,7 +63,7 @@ def random_ids(tokens, top_k, experts, seed=0):
     return ids
 
 
-SHAPES = [(0, 2, 8), (1, 1, 1), (1, 8, 8), (5, 3, 17), (33, 2, 7), (64, 8, 64), (100, 6, 160), (300, 8, 257), (40, 4, 1500)]
+SHAPES = [(0, 2, 8), (1, 1, 1), (1, 8, 8), (5, 3, 17), (33, 2, 7), (64, 8, 64), (100, 6, 160), (300, 8, 257), (40, 4, 1500)]  # fmt: skip
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 64])

@@ -80,11 +80,11 @@ def run(layer, x, ids, weights, *, a16, block_m=16, cuts=(1, 1), on_input=False,
     hidden = np.zeros((slots, ldh), x.dtype if a16 else np.float32)
     y = np.full((slots, ldy), np.nan, np.float32)
     counted = []
-    for which, (source, out) in enumerate(((rows, hidden), (hidden, y))):
+    for which, (given, out) in enumerate(((rows, hidden), (hidden, y))):
         part = layer.matrices[which][2]
-        lda, groups = source.shape[1], None
+        lda, source, groups = given.shape[1], given, None
         if not a16:
-            source, groups = quantize(np.ascontiguousarray(source[:, : part.k]), part, seed)
+            source, groups = quantize(np.ascontiguousarray(given[:, : part.k]), part, seed)
         columns, width = -(-part.n // BLOCK_N), -(-part.n // 32) * 32
         name = f"assay_moe_experts_{'w4a8' if not a16 else 'w4a16_f16' if x.dtype == np.float16 else 'w4a16_bf16'}_m{block_m}"
         counted.append(emulate(name + ("" if part.symmetric else "z"), (len(blocks), columns, cuts[which]), {

@@ -91,8 +91,11 @@ def experts(x: Any, topk_ids: Any, topk_weights: Any, layer: Any, out: Any, a16:
     shape = layer.shape
     with place((x, topk_ids, topk_weights, expert_map), stream, out) as here:
         a = here.tensor(x, "x", FLOAT_NAMES if not a16 else ("float16", "bfloat16"), 2)
-        if layer.device != here.device:
-            raise ValueError(f"experts: expected weights on cuda:{here.device} as x, got cuda:{layer.device}")
+        for name in ("gate_up", "down"):
+            here.tensor(getattr(layer, name), f"experts.{name}", ("uint8",), 2)
+        for name in ("gate_up_bias", "down_bias"):
+            if (bias := getattr(layer, name)) is not None:
+                here.tensor(bias, f"experts.{name}", ("float32",), 2)
         tokens = a.shape[0]
         if a.shape[1] != shape.hidden:
             raise ValueError(f"x: expected [T, H] with H = {shape.hidden}, got {list(a.shape)}")
