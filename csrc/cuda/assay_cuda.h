@@ -182,6 +182,14 @@ typedef struct {
     uint32_t *arrivals;        /* [y blocks][blocks of columns]: zeros before, zeros after */
 } assay_w4_gemm_args;
 
+/* A thread for each 16 bytes of [row block][k padded to a multiple of 128 / 64][block_m][128]. */
+typedef struct {
+    const void *a;
+    int64_t lda;
+    int32_t m, k, block_m, aligned;
+    void *tiles;
+} assay_a16_tiles_args;
+
 /* Bytes of the packed form; 0 when the shape is not supported. Arguments of pack as assay_w4_pack's, all on the host. */
 size_t assay_cuda_w4_packed_bytes(int64_t n, int64_t k, int64_t group_size, int symmetric);
 int assay_cuda_w4_pack(int64_t n, int64_t k, int64_t group_size, const uint8_t *qweight, const uint16_t *scales,

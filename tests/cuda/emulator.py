@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 from cffi import FFI
 
-CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
+# ASSAY_EMULATOR_ROOT: another tree's csrc/cuda (mutants.py). ASSAY_EMULATOR_KERNELS: a regular expression; only kernels with a
+# match in their name are built, so that a build with a sanitizer takes less.
+CUDA = Path(os.environ.get("ASSAY_EMULATOR_ROOT", Path(__file__).resolve().parents[2] / "csrc" / "cuda"))
 COMPILER = os.environ.get("CXX", "g++")
 # ASSAY_EMULATOR_FLAGS: more flags, for builds with a sanitizer (test_sanitized.py).
 FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra",
          *os.environ.get("ASSAY_EMULATOR_FLAGS", "").split())
-RUNTIME = ("emu", "fiber", "meet", "memory")   # files of csrc/cuda/emu that every build holds
+RUNTIME = ("emu", "fiber", "meet", "memory", "hopper")   # files of csrc/cuda/emu that every build holds
 COPY = {"late": 0, "early": 1, "random": 2}
 
 KERNEL_LINE = re.compile(r"^KERNEL\((.*)\)\s*$")
@@ -42,10 +44,12 @@ class Kernel:
 def kernels(root: Path = CUDA) -> dict[str, Kernel]:
     """The table of csrc/cuda/kernels.def by name."""
     found = {}
+    wanted = re.compile(os.environ.get("ASSAY_EMULATOR_KERNELS", ""))
     for line in (root / "kernels.def").read_text().splitlines():
         if match := KERNEL_LINE.match(line):
             name, file, instance, args, *numbers = (field.strip() for field in match[1].split(","))
-            found[name] = Kernel(name, file, instance, args, *(int(n) for n in numbers))
+            if wanted.search(name):
+                found[name] = Kernel(name, file, instance, args, *(int(n) for n in numbers))
     return found
 
 

@@ -115,13 +115,14 @@ void fiber_main() {
     for (const CopyInFlight &c : self->copies)
         if (c.group == self->groups) fail("cp.async issued but never committed");
     release(&launch->end_order);
-    Quiet quiet;
-    self->done = true;
-    if (--self->block->live == 0) {
-        run(nullptr);
-        fiber_switch(self->fiber, launch->main);
+    Thread *to;
+    {
+        Quiet quiet;
+        self->done = true;
+        to = --self->block->live == 0 ? nullptr : next_thread();
+        run(to);
     }
-    leave();
+    fiber_switch(self->fiber, to ? to->fiber : launch->main);   // not quiet: ThreadSanitizer wants to see a fiber end as it began
     abort();                                   // a finished fiber is not resumed
 }
 
@@ -132,6 +133,7 @@ std::unique_ptr<Block> start_block(uint64_t index, const uint32_t grid[3], uint3
     if (posix_memalign(&memory, 1024, smem ? smem : 1) == 0) block->shared = static_cast<uint8_t *>(memory);
     memset(block->shared, 0xFF, smem);
     block->warps.resize(threads / 32);
+    block->warpgroups.resize(threads / 128 + 1);
     block->threads.resize(threads);
     block->live = threads;
     for (uint32_t i = 0; i < threads; i++) {

@@ -21,9 +21,11 @@ struct Counters {
     uint64_t threads, blocks;
     uint64_t barriers;            // barriers completed (not arrivals)
     uint64_t mma;                 // mma instructions (a warp each)
+    uint64_t wgmma;               // wgmma instructions (a warpgroup each)
     uint64_t ldg_bytes;           // global loads through registers
     uint64_t st_bytes;            // global stores through registers
     uint64_t async_bytes;         // cp.async: bytes read from global memory
+    uint64_t bulk_bytes;          // bulk copies: bytes read from global memory
     uint64_t global_sectors;      // of loads, stores and cp.async together
     uint64_t atomics;
     uint64_t ldmatrix, ldmatrix_wavefronts;   // instructions; 8 rows a wavefront without conflicts

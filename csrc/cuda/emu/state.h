@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include <deque>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -66,15 +67,51 @@ struct Barrier {
     std::vector<Thread *> waiting;
 };
 
+struct BulkCopy {
+    uint8_t *to;
+    const uint8_t *from;
+    uint32_t bytes;
+};
+
+struct MBarrier {                              // a barrier in shared memory
+    uint32_t arrivals = 0, pending = 0;        // of a phase, and still to come
+    int64_t bytes = 0;                         // expected less arrived
+    uint64_t phase = 0;
+    char order[2];
+    std::vector<BulkCopy> copies;              // under way
+};
+
+struct PendingProduct {
+    float *d[128];
+    uint32_t a[128][4];
+    uint64_t b, group;
+    uint32_t columns;
+    bool accumulate;
+    float (*value)(uint16_t);
+};
+
+struct Warpgroup {
+    const char *what = nullptr;
+    uint32_t arrived = 0;
+    void *lanes[128] = {};
+    bool fenced[128] = {};
+    uint64_t groups = 0;                       // committed
+    std::deque<PendingProduct> pending;
+    std::map<float *, std::vector<float>> held;   // d of products under way
+};
+
 struct Block {
     std::vector<Thread> threads;
     std::vector<Warp> warps;
+    std::vector<Warpgroup> warpgroups;
+    std::map<void *, MBarrier> mbarriers;
     Barrier barriers[kBarriers];
     uint8_t *shared = nullptr;
     size_t shared_bytes = 0;
     uint32_t live = 0;
     ~Block() {
-        for (Thread &t : threads) fiber_end(t.fiber);
+        for (Thread &t : threads)
+            if (t.done) fiber_end(t.fiber);    // those of a launch that failed are left as they stand
         free(shared);
     }
 };
@@ -107,6 +144,8 @@ void wait(const char *what);
 // The running thread lets others run.
 void yield();
 void count_pending(Block &block);
+// Lets the copies that report to a barrier arrive.
+void land_bulk(void *barrier);
 
 }  // namespace emu
 }  // namespace assay
