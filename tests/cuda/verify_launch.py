@@ -21,9 +21,11 @@ def fields(logits, a, written) -> dict:
     array = np.ascontiguousarray
     drafts, batch = int(a.cu[-1]) if a.batch else 0, a.batch
     rows, blocks = drafts + batch, -(-a.vocab // BLOCK)
-    given = logits.array if logits.array.base is None or logits.array.flags.c_contiguous else logits.array.base
+    # The memory from the first element to the last, whatever the rows' stride.
+    extent = (rows - 1) * logits.row_stride + a.vocab if rows else 1
+    given = np.lib.stride_tricks.as_strided(logits.array, (extent,), (logits.array.itemsize,))
     call = {
-        "target_logits": array(given), "dtype": DTYPES[logits.dtype], "ld": logits.row_stride, "batch": batch,
+        "target_logits": given.copy(), "dtype": DTYPES[logits.dtype], "ld": logits.row_stride, "batch": batch,
         "vocab": a.vocab, "rule": RULES.index(a.rule), "max_out": a.width, "draft_token_ids": array(a.ids),
         "cu_num_draft_tokens": array(a.cu), "temperature": array(a.temperature),
         "draft_prob_ids": a.sparse_ids, "draft_prob_values": a.sparse_probs,

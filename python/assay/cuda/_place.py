@@ -30,6 +30,15 @@ class Place:
         self._capturing, self._finish = capturing, finish
         self._inputs: list[DeviceTensor] = []
 
+    @property
+    def capturing(self) -> bool:
+        """Whether the stream records a graph: nothing can be allocated or copied from the host then."""
+        return self._capturing
+
+    def upload(self, array: Any) -> DeviceArray:
+        """A host array's copy, made on this stream."""
+        return DeviceArray(array.shape, array.dtype.name, self.device, self._keep).copy_from(array)
+
     def tensor(self, x: Any, name: str, dtypes: tuple[str, ...], ndim: int, *, contiguous: bool = False,
                alignment: int | None = None) -> DeviceTensor:  # fmt: skip
         """An argument on this device, ready when this stream comes to it; see :func:`as_device_tensor`."""
