@@ -156,4 +156,4 @@ def test_bad_rows_raise_when_asked_to(gpu):
         assay.verify(gpu.to_device(logits), none, cu, rule="greedy", on_status="raise")
     hot = gpu.to_device(np.array([1, 1, np.nan], np.float32))
     with pytest.raises(RowError, match="request 2: a value on the GPU that is out of its range"):
-        assay.verify(gpu.to_device(logits * 0), none, cu, rule="sampled", seed=1, position=0, temperature=hot, on_status="raise")
+        assay.verify(gpu.to_device(np.zeros((3, 5), np.float32)), none, cu, rule="sampled", seed=1, position=0, temperature=hot, on_status="raise")
