@@ -104,6 +104,7 @@ void check_shared(const char *what, const void *p, size_t bytes, size_t alignmen
 }
 
 void check_either(const char *what, const void *p, size_t bytes, size_t alignment) {
+    Quiet quiet;
     const Block &b = *launch->running->block;
     const uint8_t *at = static_cast<const uint8_t *>(p);
     if (at >= b.shared && at < b.shared + b.shared_bytes) check_shared(what, p, bytes, alignment);
