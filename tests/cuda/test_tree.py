@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from emulator import emulate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.ops.tree import MOST_NODES, tree_build
-from emulator import emulate
 from test_speculation_tree import DUPLICATE, OK, TOO_DEEP, assert_same, parent_lists
 
 WARPS = 8
@@ -52,7 +52,9 @@ def test_layout_is_the_cpus(parents, position, data):
     tokens = data.draw(st.none() | st.lists(st.integers(-1, 9), min_size=n, max_size=n))
     depth = data.draw(st.none() | st.integers(0, 20))
     seed = data.draw(st.integers(0, 5))
-    out = build([parents], None if tokens is None else [tokens], position=np.array([position]), max_depth=depth, seed=seed)
+    out = build(
+        [parents], None if tokens is None else [tokens], position=np.array([position]), max_depth=depth, seed=seed
+    )
     assert_same(layout(out), tree_build(parents, tokens, position=position, max_depth=depth))
 
 
@@ -99,7 +101,13 @@ def test_statuses_and_the_largest_tree():
 def test_optional_outputs_may_be_missing():
     rows = 4
     need = {name: np.zeros((1, rows), np.int32) for name in ("depth", "first_child", "next_sibling")}
-    need |= {"info": np.zeros((1, 4), np.int32), "trees": 1, "nodes": 3, "parents": np.array([-1, 0, 0], np.int32), "max_depth": 3}
+    need |= {
+        "info": np.zeros((1, 4), np.int32),
+        "trees": 1,
+        "nodes": 3,
+        "parents": np.array([-1, 0, 0], np.int32),
+        "max_depth": 3,
+    }
     emulate("assay_tree_links", 1, need)
     emulate("assay_tree_masks", 1, need)
     assert need["info"][0].tolist() == [OK, -1, 0, 2]

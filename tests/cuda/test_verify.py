@@ -4,11 +4,11 @@ import inspect
 
 import numpy as np
 import pytest
+import verify_launch
 
 import assay
 import test_spec_verify as chains
 import test_spec_verify_trees as trees
-import verify_launch
 from assay.ops import speculative
 from assay.ops.speculative import RULES, SparseProbs
 from bf16 import BFloat16
@@ -120,6 +120,16 @@ def test_random_requests_get_the_cpus_tokens(rule):
     assert accepted > 20
 
 
+@pytest.mark.parametrize("rule", ["sampled", "gumbel", "rejection", "typical", "traversal"])
+def test_sanitized_requests(rule):
+    """A few with every processor, small enough for the sanitizers."""
+    args = trees.forest(4, batch=2, vocab=2100, most=2) | {"rule": rule, "return_logprobs": True, "num_threads": 1}
+    if rule == "rejection":
+        args["parents"] = None
+    args |= trees.processors(4, 2, 2100, len(args["target_logits"])) | {"temperature": 0.8}
+    assert_same(on_gpu(args, team=2, seed=3)[0], assay.verify(**args))
+
+
 EDGES = [
     (chains, "greedy_takes_the_first_of_equals_and_stops_at_the_first_mismatch"),
     (chains, "a_token_of_no_probability_is_never_accepted_and_never_emitted"),
@@ -147,9 +157,7 @@ def test_edges(module, name, monkeypatch):
     cases: list[dict] = [{}]
     for names, values in marks:
         keys = [names] if isinstance(names, str) else list(names)
-        cases = [
-            c | dict(zip(keys, [v] if isinstance(names, str) else v, strict=True)) for c in cases for v in values
-        ]
+        cases = [c | dict(zip(keys, [v] if isinstance(names, str) else v, strict=True)) for c in cases for v in values]
     for values in cases:
         if values.get("dense", True) in (True, False):
             test(variant=None, **values)
@@ -223,18 +231,15 @@ def test_a_rejection_reads_one_row_of_each_more():
 
 def direct(change, **args):
     """The launches with fields of the call changed behind the checks of assay.verify: statuses."""
-    found = []
 
     def call(logits, a, written, _isa, _num_threads):
         fields = verify_launch.fields(logits, a, written)
         change(fields["call"])
         verify_launch.launch(fields, a.rule)
-        found.append(written)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speculative, "_call", call)
-        result = assay.verify(**args)
-    return result
+        return assay.verify(**args)
 
 
 @pytest.mark.parametrize("tree", [False, True])

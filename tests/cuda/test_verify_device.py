@@ -8,6 +8,7 @@ import test_spec_verify as chains
 import test_spec_verify_trees as trees
 from assay.errors import RowError, UnsupportedError
 from assay.ops.speculative import RULES, SparseProbs
+from assay.ops.tree import tree_build
 
 BAD_REQUEST = 6
 ARRAYS = ("target_logits", "draft_token_ids", "draft_probs", "parents", "seed", "position", "temperature", "top_k", "top_p",
@@ -132,9 +133,13 @@ def test_refusals(gpu):
             assay.verify(**there | changes)
 
     refused(UnsupportedError, "draft_to_target: expected None on a GPU", draft_to_target=np.arange(40))
-    refused(TypeError, "draft_token_ids: expected int32, got int64", draft_token_ids=gpu.to_device(np.zeros(n, np.int64)))
+    refused(
+        TypeError, "draft_token_ids: expected int32, got int64", draft_token_ids=gpu.to_device(np.zeros(n, np.int64))
+    )
     refused(ValueError, rf"draft_probs: expected \[{n}, 40\]", draft_probs=gpu.to_device(np.zeros((n, 39), np.float32)))
-    refused(ValueError, rf"target_logits: expected sum\(K_b \+ 1\) = {n + 3} rows", target_logits=gpu.empty((n + 2, 40)))
+    refused(
+        ValueError, rf"target_logits: expected sum\(K_b \+ 1\) = {n + 3} rows", target_logits=gpu.empty((n + 2, 40))
+    )
     refused(ValueError, "isa: expected None for arrays on a GPU", isa="scalar")
     refused(ValueError, "backend: expected 'c' for arrays on a GPU", backend="reference")
     refused(ValueError, r"temperature: expected one number or \[B\] = \[3\], got \[2\]", temperature=gpu.empty(2))
@@ -156,4 +161,37 @@ def test_bad_rows_raise_when_asked_to(gpu):
         assay.verify(gpu.to_device(logits), none, cu, rule="greedy", on_status="raise")
     hot = gpu.to_device(np.array([1, 1, np.nan], np.float32))
     with pytest.raises(RowError, match="request 2: a value on the GPU that is out of its range"):
-        assay.verify(gpu.to_device(np.zeros((3, 5), np.float32)), none, cu, rule="sampled", seed=1, position=0, temperature=hot, on_status="raise")
+        assay.verify(
+            gpu.to_device(np.zeros((3, 5), np.float32)),
+            none,
+            cu,
+            rule="sampled",
+            seed=1,
+            position=0,
+            temperature=hot,
+            on_status="raise",
+        )
+
+
+def test_trees_as_on_the_cpu(gpu):
+    rng = np.random.default_rng(1)
+    parents = np.array([[rng.integers(-1, i) if i else -1 for i in range(40)] for _ in range(3)], np.int32)
+    parents[1, 9] = 9
+    tokens = np.stack([rng.permutation(99)[:40] for _ in range(3)]).astype(np.int32)
+    got = tree_build(gpu.to_device(parents), gpu.to_device(tokens), position=7)
+    info = got.info.numpy()
+    for tree in range(3):
+        want = tree_build(parents[tree], tokens[tree], position=7)
+        assert (info[tree, 0], info[tree, 1]) == (want.status, want.node)
+        if want.status:
+            continue
+        for name in ("depth", "first_child", "next_sibling", "positions", "mask", "mask_words"):
+            np.testing.assert_array_equal(getattr(got, name).numpy()[tree], getattr(want, name), err_msg=name)
+        paths = got.retrieve_indices.numpy()[tree, : want.retrieve_indices.size].reshape(want.retrieve_indices.shape)
+        np.testing.assert_array_equal(paths, want.retrieve_indices)
+    none = tree_build(gpu.empty((0,), "int32"))
+    assert none.mask.numpy().tolist() == [[[1]]]
+    with pytest.raises(ValueError, match="parents: expected at most 4096 nodes, got 4097"):
+        tree_build(gpu.empty((4097,), "int32"))
+    with pytest.raises(ValueError, match=r"tokens: expected \[40\] as parents, got \[39\]"):
+        tree_build(gpu.empty((40,), "int32"), gpu.empty((39,), "int32"))

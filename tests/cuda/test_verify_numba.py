@@ -21,7 +21,9 @@ def check(rule, dtype, dense, vocab):
     """In the simulator: the twin against C."""
     from assay.jit import cuda_verify
 
-    args = chains.case(6 if vocab < 100 else 2, vocab, 3, dense=dense, seed=vocab, dtype="float16" if dtype == 1 else "float32")
+    args = chains.case(
+        6 if vocab < 100 else 2, vocab, 3, dense=dense, seed=vocab, dtype="float16" if dtype == 1 else "float32"
+    )
     logits, ids, cu = args["target_logits"], args["draft_token_ids"].copy(), args["cu_num_draft_tokens"]
     given = logits
     if dtype == 1:
@@ -63,5 +65,7 @@ def test_the_simulated_twin_emits_the_tokens_of_c():
     code = "import test_verify_numba; test_verify_numba.simulated()"
     path = os.pathsep.join([str(Path(__file__).parent), str(TESTS)])
     env = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-4000:]

@@ -1,10 +1,10 @@
 """assay.verify with its kernels emulated: the C op's arguments, checked as ever, go to the GPU's kernels instead."""
 
 import numpy as np
+from emulator import emulate, structs
 
 from assay.ops import speculative
 from assay.reference.verify_arguments import RULES
-from emulator import emulate, structs
 
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 BLOCK = 2048

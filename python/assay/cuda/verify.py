@@ -105,7 +105,7 @@ def _draft_distribution(call: _Call, draft_probs: Any, drafts: int, vocab: int) 
             _, ids, probs = arguments.draft_distributions(draft_probs, drafts, vocab, None)
             call.upload("draft_prob_ids", ids)
             call.upload("draft_prob_values", probs)
-            call.fields["draft_prob_width"] = ids.shape[1]
+            call.fields["draft_prob_width"] = 0 if ids is None else ids.shape[1]
             return
         found = call.here.tensor(draft_probs.ids, "draft_probs.ids", ("int32",), 2, contiguous=True)
         shape = (drafts, found.shape[1])
@@ -124,7 +124,9 @@ def _bitmask(call: _Call, bitmask: Any, allowed: Any, batch: int, rows: int, cu:
         return
     if bitmask is not None and device_of(bitmask) is not None:
         if allowed is not None:
-            raise UnsupportedError("allowed_token_ids: expected none beside a bitmask on the GPU: join them in the bitmask")
+            raise UnsupportedError(
+                "allowed_token_ids: expected none beside a bitmask on the GPU: join them in the bitmask"
+            )
         words = call.here.tensor(bitmask, "bitmask", ("int32", "uint32"), 2, contiguous=True)
         if words.shape[0] not in (batch, rows) or words.shape[1] < -(-vocab // 32):
             raise ValueError(f"bitmask: expected [B or rows, {-(-vocab // 32)}] = [{batch} or {rows}, {-(-vocab // 32)}], "
@@ -136,7 +138,9 @@ def _bitmask(call: _Call, bitmask: Any, allowed: Any, batch: int, rows: int, cu:
     if cu is None:
         cu = np.zeros(batch + 1, np.int32)
         if allowed is not None and bitmask is not None:
-            raise UnsupportedError("allowed_token_ids: expected none beside a bitmask when cu_num_draft_tokens is on the GPU")
+            raise UnsupportedError(
+                "allowed_token_ids: expected none beside a bitmask when cu_num_draft_tokens is on the GPU"
+            )
     packed, per_row = arguments.masks(bitmask, allowed, batch, rows, cu, vocab)
     if packed is not None:
         call.upload("bitmask", packed)
@@ -148,7 +152,9 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
     """The six integer outputs, log-probabilities or None, and whether any request draws; arguments as :func:`assay.verify`."""
     rule = options["rule"]
     if options["draft_to_target"] is not None:
-        raise UnsupportedError("draft_to_target: expected None on a GPU: translate draft_token_ids and draft_probs before")
+        raise UnsupportedError(
+            "draft_to_target: expected None on a GPU: translate draft_token_ids and draft_probs before"
+        )
     arguments.check_rule(rule, tree=options["parents"] is not None, has_q=draft_probs is not None,
                          uniforms=options["uniforms"] is not None)  # fmt: skip
     with place((target_logits, draft_token_ids, cu_num_draft_tokens, draft_probs), stream, out) as here:
@@ -178,7 +184,9 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         for one, name, shape in zip(given, names, shapes, strict=True):
             tensor, result = here.output(one, name, "int32", shape)
             if not tensor.contiguous:
-                raise ValueError(f"{name}: expected C order, got strides {list(tensor.strides)} for shape {list(shape)}")
+                raise ValueError(
+                    f"{name}: expected C order, got strides {list(tensor.strides)} for shape {list(shape)}"
+                )
             call.put(name, tensor)
             results.append(result)
         logprobs = None
@@ -214,7 +222,9 @@ def _offsets(call: _Call, cu: Any, rows: int, max_drafts: int | None) -> tuple[n
     batch = tensor.size - 1
     drafts = rows - batch
     if batch < 0 or drafts < 0:
-        raise ValueError(f"cu_num_draft_tokens: expected [B + 1] with B <= {rows} rows of target_logits, got [{tensor.size}]")
+        raise ValueError(
+            f"cu_num_draft_tokens: expected [B + 1] with B <= {rows} rows of target_logits, got [{tensor.size}]"
+        )
     most = drafts if max_drafts is None else max_drafts
     if not 0 <= most < arguments.MOST:
         raise ValueError(f"max_drafts: expected 0 or more, got {max_drafts}")
@@ -273,10 +283,9 @@ def _processors(call: _Call, options: dict[str, Any], batch: int, rows: int, voc
             call.upload("uniforms", arguments.check_uniforms(uniforms, drafts + 2 * batch))
         else:
             call.put("uniforms", call.matrix("uniforms", uniforms, ("float64",), (drafts + 2 * batch,)))
-    elif sampled:
-        if seed is None or position is None:
-            missing = "seed" if seed is None else "position"
-            raise ValueError(f"{missing}: expected one for each request (or uniforms) with rule={rule!r}, got None")
+    elif sampled and (seed is None or position is None):
+        missing = "seed" if seed is None else "position"
+        raise ValueError(f"{missing}: expected one for each request (or uniforms) with rule={rule!r}, got None")
     if rule != "greedy" and "uniforms" not in call.fields:
         for name, value, dtype in (("seed", seed, "uint64"), ("position", position, "int64")):
             call.one_each(name, 0 if value is None else value, dtype, batch,
@@ -310,6 +319,11 @@ def read_back(x: Any) -> np.ndarray:
         tensor = here.tensor(x, "status", ("int32",), 1, contiguous=True)
         host = np.empty(tensor.shape, np.int32)
         if tensor.size:
-            check(lib.assay_cuda_copy(ffi.from_buffer(host), tensor.ptr, host.nbytes, lib.ASSAY_CUDA_TO_HOST, here.stream), "status")
+            check(
+                lib.assay_cuda_copy(
+                    ffi.from_buffer(host), tensor.ptr, host.nbytes, lib.ASSAY_CUDA_TO_HOST, here.stream
+                ),
+                "status",
+            )
             check(lib.assay_cuda_stream_sync(here.stream), "status")
     return host

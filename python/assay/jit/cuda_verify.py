@@ -120,13 +120,13 @@ def scan(logits, dtype, cu, temperature, greedy, largest, first, sums):  # type:
     m, at = -_INFINITY, begin + lane
     for i in range(begin + lane, end, _LANES):
         x = logit_at(logits, dtype, row, i)
-        if m == m and (x > m or x != x):  # a NaN stays
+        if not math.isnan(m) and (x > m or math.isnan(x)):  # a NaN stays
             m, at = x, i
     most[lane], where[lane] = m, at
     cuda.syncthreads()
     for other in range(_LANES):
         x = most[other]
-        if m == m and (x > m or x != x or (x == m and where[other] < at)):
+        if not math.isnan(m) and (x > m or math.isnan(x) or (x == m and where[other] < at)):
             m, at = x, where[other]
     partial[lane] = 0
     if not greedy and t > 0 and abs(m) < _INFINITY:
@@ -142,7 +142,7 @@ def settle(largest, sums, row, inverse_t, state):  # type: ignore[no-untyped-def
     """A row's shift and normaliser into state[row], and its status."""
     shift = -_INFINITY
     for b in range(largest.shape[1]):
-        if largest[row, b] != largest[row, b]:
+        if math.isnan(largest[row, b]):
             return NAN
         shift = max(shift, largest[row, b])
     if shift == _INFINITY:
@@ -199,7 +199,9 @@ def draw(logits, dtype, row, shift, inverse_t, q, q_row, scale, excluded, larges
     last_before = before
     for g in range((min(_BLOCK, logits.shape[1] - begin) + _LANES - 1) // _LANES):
         for i in range(_LANES):
-            lanes[at + i] = weight_at(logits, dtype, row, own, inverse_t, q, q_row, scale, excluded, begin + g * _LANES + i)
+            lanes[at + i] = weight_at(
+                logits, dtype, row, own, inverse_t, q, q_row, scale, excluded, begin + g * _LANES + i
+            )
         w = np.float64(fold(lanes, at)) * factor
         if before + w > target:
             group = g
@@ -222,8 +224,10 @@ def draw(logits, dtype, row, shift, inverse_t, q, q_row, scale, excluded, larges
 
 
 @cuda.jit
-def decide(logits, dtype, ids, cu, q, dense, rule, temperature, seed, position, largest, first, sums, state, masses, how,
-           out, accepted, emitted, status, path):  # type: ignore[no-untyped-def]  # fmt: skip
+def decide(  # type: ignore[no-untyped-def]
+    logits, dtype, ids, cu, q, dense, rule, temperature, seed, position, largest, first, sums, state, masses, how,
+    out, accepted, emitted, status, path,
+):  # fmt: skip
     """A block a request. how: int32 [rows, 2], a row's status and the token drawn there."""
     b, lane = cuda.blockIdx.x, cuda.threadIdx.x
     stop = cuda.shared.array(2, int32)
@@ -305,7 +309,7 @@ def decide(logits, dtype, ids, cu, q, dense, rule, temperature, seed, position, 
             total += masses[row, i]
         u = uniform(seed[b], np.uint64(position[b] + last), _RESIDUAL, 0)
         drawn = q[start + last, token] if dense and token < logits.shape[1] else np.float32(0)
-        if total != total or not 0 <= drawn < _INFINITY:
+        if math.isnan(total) or not 0 <= drawn < _INFINITY:
             fault = NAN
         elif total > 0:
             token = draw(logits, dtype, row, shift, inverse_t, q, start + last if dense else -1, scale,
@@ -350,7 +354,10 @@ def verify(logits: Any, dtype: int, ids: Any, cu: Any, draft_probs: Any, rule: s
     rows, vocab = logits.shape
     blocks = -(-vocab // _BLOCK)
     largest, sums = (cuda.device_array((rows, blocks), np.float32, stream=stream) for _ in range(2))
-    first, how = cuda.device_array((rows, blocks), np.int32, stream=stream), cuda.device_array((rows, 2), np.int32, stream=stream)
+    first, how = (
+        cuda.device_array((rows, blocks), np.int32, stream=stream),
+        cuda.device_array((rows, 2), np.int32, stream=stream),
+    )
     masses, state = (cuda.device_array((rows, n), np.float64, stream=stream) for n in (blocks, 2))
     q = cuda.device_array((1, 1), np.float32, stream=stream) if draft_probs is None else draft_probs
     number = RULES.index(rule)

@@ -198,8 +198,8 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
             "threshold_single": threshold_single, "threshold_acc": threshold_acc, "stop_token_ids": stop_token_ids,
             "max_emit": max_emit, "draft_to_target": draft_to_target, "return_logprobs": return_logprobs,
         }  # fmt: skip
-        inputs = (target_logits, draft_token_ids, cu_num_draft_tokens, draft_probs)
-        return _on_gpu(inputs, options, on_status, out, max_drafts, stream)
+        given = (target_logits, draft_token_ids, cu_num_draft_tokens, draft_probs)
+        return _on_gpu(given, options, on_status, out, max_drafts, stream)
     if max_drafts is not None:
         raise ValueError(f"max_drafts: expected None for arrays on the host, got {max_drafts}")
     logits = as_tensor(target_logits, "target_logits", FLOAT_NAMES, 2)
@@ -275,15 +275,16 @@ def _is_lossless(rule: str, sampled: bool, threshold_acc: float, threshold_singl
     return not (sampled and lossy)
 
 
-def _on_gpu(inputs: tuple[Any, ...], options: dict[str, Any], on_status: str, out: Any, max_drafts: int | None,
+def _on_gpu(given: tuple[Any, Any, Any, Any], options: dict[str, Any], on_status: str, out: Any, max_drafts: int | None,
             stream: Any) -> VerifyResult:  # fmt: skip
     from ..cuda import verify as device
 
-    ints, logprobs, sampled = device.verify(*inputs, options, _earlier(out), max_drafts, stream)
+    ints, logprobs, sampled = device.verify(*given, options, _earlier(out), max_drafts, stream)
     if on_status == "raise":
         _raise_first(device.read_back(ints[3]))
     lossless = _is_lossless(options["rule"], sampled, options["threshold_acc"], options["threshold_single"])
-    return VerifyResult(*ints[:5], logprobs, lossless, ints[5])
+    tokens, accepted, emitted, status, path, counters = ints
+    return VerifyResult(tokens, accepted, emitted, status, path, logprobs, lossless, counters)
 
 
 _STATUS = ("", "a NaN in a row of logits, or a draft probability that is none", "a row of logits that is minus infinity",
