@@ -178,7 +178,7 @@ def test_kernels_emit_exactly_the_target_law(vocab, drafts, one_hot, monkeypatch
 
 @pytest.mark.parametrize("rule", ["rejection", "block", "kseq", "traversal"])
 def test_the_size_of_a_team_and_the_schedule_change_nothing(rule):
-    args = trees.forest(11, batch=3, vocab=9000, most=5) | {"rule": rule}
+    args = trees.forest(11, batch=3, vocab=20000, most=4) | {"rule": rule}
     if rule in ("rejection", "block"):
         args["parents"] = None
     want = assay.verify(**args)
