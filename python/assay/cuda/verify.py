@@ -12,7 +12,6 @@ import numpy as np
 
 from .._ffi import FLOAT_DTYPES, FLOAT_NAMES, as_tensor, ffi, lib
 from ..errors import UnsupportedError
-from ..ops import _verify_arguments as arguments
 from ..reference.verify_arguments import RULES, VerifyArguments
 from ._arrays import DeviceArray, DeviceTensor, device_of
 from ._place import Place, place
@@ -35,10 +34,10 @@ def forget_numbers() -> None:
 
 
 class _Call:
-    """One call's arguments on their way into assay_cuda_verify_args."""
+    """One call's arguments on their way into assay_cuda_verify_args. checks: ops' module that checks what is on the host."""
 
-    def __init__(self, here: Place) -> None:
-        self.here = here
+    def __init__(self, here: Place, checks: Any) -> None:
+        self.here, self.checks = here, checks
         self.fields: dict[str, Any] = {}
         self.held: list[Any] = []
         self.edits = self.stops = 0  # how long those lists are
@@ -93,16 +92,16 @@ class _Call:
         return tensor
 
 
-def _limit(name: str, batch: int) -> Any:
-    return lambda value: arguments.limited(value, name, batch)
+def _limit(call: _Call, name: str, batch: int) -> Any:
+    return lambda value: call.checks.limited(value, name, batch)
 
 
 def _draft_distribution(call: _Call, draft_probs: Any, drafts: int, vocab: int) -> None:
     if draft_probs is None:
         return
-    if isinstance(draft_probs, arguments.SparseProbs):
+    if isinstance(draft_probs, call.checks.SparseProbs):
         if device_of(draft_probs.ids) is None:
-            _, ids, probs = arguments.draft_distributions(draft_probs, drafts, vocab, None)
+            _, ids, probs = call.checks.draft_distributions(draft_probs, drafts, vocab, None)
             call.upload("draft_prob_ids", ids)
             call.upload("draft_prob_values", probs)
             call.fields["draft_prob_width"] = 0 if ids is None else ids.shape[1]
@@ -113,7 +112,7 @@ def _draft_distribution(call: _Call, draft_probs: Any, drafts: int, vocab: int) 
         call.put("draft_prob_values", call.matrix("draft_probs.probs", draft_probs.probs, ("float32",), shape))
         call.fields["draft_prob_width"] = shape[1]
     elif device_of(draft_probs) is None:
-        dense, _, _ = arguments.draft_distributions(draft_probs, drafts, vocab, None)
+        dense, _, _ = call.checks.draft_distributions(draft_probs, drafts, vocab, None)
         call.upload("draft_probs", dense)
     else:
         call.put("draft_probs", call.matrix("draft_probs", draft_probs, ("float32",), (drafts, vocab)))
@@ -141,36 +140,36 @@ def _bitmask(call: _Call, bitmask: Any, allowed: Any, batch: int, rows: int, cu:
             raise UnsupportedError(
                 "allowed_token_ids: expected none beside a bitmask when cu_num_draft_tokens is on the GPU"
             )
-    packed, per_row = arguments.masks(bitmask, allowed, batch, rows, cu, vocab)
+    packed, per_row = call.checks.masks(bitmask, allowed, batch, rows, cu, vocab)
     if packed is not None:
         call.upload("bitmask", packed)
         call.fields |= {"bitmask_ld": packed.shape[1], "bitmask_per_row": per_row}
 
 
 def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, draft_probs: Any, options: dict[str, Any],
-           out: Any, max_drafts: int | None, stream: Any) -> tuple[list[Any], Any, bool]:  # fmt: skip
+           out: Any, max_drafts: int | None, stream: Any, checks: Any) -> tuple[list[Any], Any, bool]:  # fmt: skip
     """The six integer outputs, log-probabilities or None, and whether any request draws; arguments as :func:`assay.verify`."""
     rule = options["rule"]
     if options["draft_to_target"] is not None:
         raise UnsupportedError(
             "draft_to_target: expected None on a GPU: translate draft_token_ids and draft_probs before"
         )
-    arguments.check_rule(rule, tree=options["parents"] is not None, has_q=draft_probs is not None,
+    checks.check_rule(rule, tree=options["parents"] is not None, has_q=draft_probs is not None,
                          uniforms=options["uniforms"] is not None)  # fmt: skip
     with place((target_logits, draft_token_ids, cu_num_draft_tokens, draft_probs), stream, out) as here:
-        call = _Call(here)
+        call = _Call(here, checks)
         logits = here.tensor(target_logits, "target_logits", FLOAT_NAMES, 2)
         rows, vocab = logits.shape
-        if not 1 <= vocab <= arguments.MOST:
+        if not 1 <= vocab <= call.checks.MOST:
             raise ValueError(f"target_logits: expected [sum(K_b + 1), V] with 1 <= V < 2^31, got {list(logits.shape)}")
         host_cu, batch, drafts, most = _offsets(call, cu_num_draft_tokens, rows, max_drafts)
         if device_of(draft_token_ids) is None:
-            call.upload("draft_token_ids", arguments.as_ids(draft_token_ids, "draft_token_ids", drafts))
+            call.upload("draft_token_ids", call.checks.as_ids(draft_token_ids, "draft_token_ids", drafts))
         else:
             call.put("draft_token_ids", call.matrix("draft_token_ids", draft_token_ids, ("int32",), (drafts,)))
         parents = options["parents"]
         if parents is not None and device_of(parents) is None:
-            call.upload("parents", arguments.as_ids(parents, "parents", drafts))
+            call.upload("parents", call.checks.as_ids(parents, "parents", drafts))
         elif parents is not None:
             call.put("parents", call.matrix("parents", parents, ("int32",), (drafts,)))
         _draft_distribution(call, draft_probs, drafts, vocab)
@@ -211,7 +210,7 @@ def _offsets(call: _Call, cu: Any, rows: int, max_drafts: int | None) -> tuple[n
     """Offsets on the host, if they are, B, sum K_b and the most drafts of a request."""
     if device_of(cu) is None:
         host = as_tensor(cu, "cu_num_draft_tokens", ("int32", "int64"), 1).array
-        batch, drafts, most = arguments.counts(host)
+        batch, drafts, most = call.checks.counts(host)
         if rows != drafts + batch:
             raise ValueError(f"target_logits: expected sum(K_b + 1) = {drafts + batch} rows, got {rows}")
         call.upload("cu_num_draft_tokens", np.ascontiguousarray(host, np.int32))
@@ -226,7 +225,7 @@ def _offsets(call: _Call, cu: Any, rows: int, max_drafts: int | None) -> tuple[n
             f"cu_num_draft_tokens: expected [B + 1] with B <= {rows} rows of target_logits, got [{tensor.size}]"
         )
     most = drafts if max_drafts is None else max_drafts
-    if not 0 <= most < arguments.MOST:
+    if not 0 <= most < call.checks.MOST:
         raise ValueError(f"max_drafts: expected 0 or more, got {max_drafts}")
     call.put("cu_num_draft_tokens", tensor)
     return None, batch, drafts, most
@@ -240,29 +239,29 @@ def _processors(call: _Call, options: dict[str, Any], batch: int, rows: int, voc
 
     def temperatures(value: Any) -> np.ndarray:
         nonlocal sampled
-        t, draws = arguments.temperatures(value, batch)
+        t, draws = call.checks.temperatures(value, batch)
         sampled = sampled and draws
         return t
 
     call.one_each("temperature", options["temperature"], "float32", batch, temperatures)
     for name, dtype in (("top_k", "int32"), ("top_p", "float32"), ("min_p", "float32"), ("typical_p", "float32")):
-        call.one_each(name, options[name], dtype, batch, _limit(name, batch))
+        call.one_each(name, options[name], dtype, batch, _limit(call, name, batch))
     if options["max_emit"] is not None:
-        call.one_each("max_emit", options["max_emit"], "int32", batch, _limit("max_emit", batch))
+        call.one_each("max_emit", options["max_emit"], "int32", batch, _limit(call, "max_emit", batch))
     a = VerifyArguments(rule, batch, vocab, 1, np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
     named = ("repetition_penalty", "frequency_penalty", "presence_penalty")
     if any(device_of(options[name]) is not None for name in named):
         neutral = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
         for name in named:
             call.one_each(name, options[name], "float32", batch,
-                          lambda value, name=name: arguments.per_request(neutral[name] if value is None else value, name, "float32", batch))  # fmt: skip
+                          lambda value, name=name: call.checks.per_request(neutral[name] if value is None else value, name, "float32", batch))  # fmt: skip
         penalised = True
     else:
-        arguments.penalties(a, *(options[name] for name in named))
+        call.checks.penalties(a, *(options[name] for name in named))
         for name in named:
             call.upload(name, getattr(a, name))
         penalised = a.repetition_penalty is not None
-    found = arguments.edits(
+    found = call.checks.edits(
         batch, vocab, prompt=options["prompt_token_ids"], generated=options["generated_token_ids"],
         logit_bias=options["logit_bias"], banned=options["banned_token_ids"], penalties=penalised,
     )  # fmt: skip
@@ -273,14 +272,14 @@ def _processors(call: _Call, options: dict[str, Any], batch: int, rows: int, voc
         call.edits = len(found.ids)
     _bitmask(call, options["bitmask"], options["allowed_token_ids"], batch, rows, cu, vocab)
     if rule in ("typical", "target_only"):
-        arguments.thresholds(a, options["posterior_threshold"], options["posterior_alpha"], options["threshold_single"],
+        call.checks.thresholds(a, options["posterior_threshold"], options["posterior_alpha"], options["threshold_single"],
                              options["threshold_acc"])  # fmt: skip
     for name in ("posterior_threshold", "posterior_alpha", "threshold_single", "threshold_acc"):
         call.fields[name] = getattr(a, name)
     uniforms, seed, position = options["uniforms"], options["seed"], options["position"]
     if sampled and uniforms is not None:
         if device_of(uniforms) is None:
-            call.upload("uniforms", arguments.check_uniforms(uniforms, drafts + 2 * batch))
+            call.upload("uniforms", call.checks.check_uniforms(uniforms, drafts + 2 * batch))
         else:
             call.put("uniforms", call.matrix("uniforms", uniforms, ("float64",), (drafts + 2 * batch,)))
     elif sampled and (seed is None or position is None):
@@ -289,7 +288,7 @@ def _processors(call: _Call, options: dict[str, Any], batch: int, rows: int, voc
     if rule != "greedy" and "uniforms" not in call.fields:
         for name, value, dtype in (("seed", seed, "uint64"), ("position", position, "int64")):
             call.one_each(name, 0 if value is None else value, dtype, batch,
-                          lambda v, name=name, dtype=dtype: arguments.per_request(v, name, dtype, batch))  # fmt: skip
+                          lambda v, name=name, dtype=dtype: call.checks.per_request(v, name, dtype, batch))  # fmt: skip
     _stops(call, options["stop_token_ids"], batch)
     return sampled
 
@@ -302,7 +301,7 @@ def _stops(call: _Call, stop_token_ids: Any, batch: int) -> None:
         call.put("stop_token_ids", tensor)
         call.fields["num_stop"] = call.stops = tensor.size
         return
-    ids, cu = arguments.stops(stop_token_ids, batch)
+    ids, cu = call.checks.stops(stop_token_ids, batch)
     if ids is None:
         return
     call.upload("stop_token_ids", ids)

@@ -279,7 +279,7 @@ def _on_gpu(given: tuple[Any, Any, Any, Any], options: dict[str, Any], on_status
             stream: Any) -> VerifyResult:  # fmt: skip
     from ..cuda import verify as device
 
-    ints, logprobs, sampled = device.verify(*given, options, _earlier(out), max_drafts, stream)
+    ints, logprobs, sampled = device.verify(*given, options, _earlier(out), max_drafts, stream, arguments)
     if on_status == "raise":
         _raise_first(device.read_back(ints[3]))
     lossless = _is_lossless(options["rule"], sampled, options["threshold_acc"], options["threshold_single"])
