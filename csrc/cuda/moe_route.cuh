@@ -224,10 +224,10 @@ ASSAY_DEVICE void weigh(const assay_route_args &a, int64_t t, int32_t id, float 
     }
     if (a.renormalize) total = softmax ? fold(sum) : ptx::add_rn(fold(sum), 1e-20f);
     else if (!softmax) total = 1;
-    const bool none = !ptx::any(id >= 0);
+    if (!ptx::any(id >= 0)) total = 1;
     for (uint32_t j = lane; j < top_k; j += 32) {
         const float w = j == lane ? first : ptx::ldcg(a.topk_weights + at + j);
-        ptx::st(a.topk_weights + at + j, none ? 0.0f : ptx::mul_rn(ptx::div_rn(w, total), a.scaling));
+        ptx::st(a.topk_weights + at + j, ptx::mul_rn(ptx::div_rn(w, total), a.scaling));
     }
 }
 

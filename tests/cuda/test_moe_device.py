@@ -136,7 +136,7 @@ def test_experts_at_their_own_precision(gpu, tokens, dtype):
     got = assay.moe_experts(on(gpu, half, dtype), on(gpu, ids), on(gpu, weights), layer.to_device(), a16=True)
     want = assay.moe_experts(wide, ids, weights, layer, a16=True)
     # Hidden units are rounded once, 2^-11 or 2^-8 each and independently: a sum of 512 products errs by some sqrt(512) of
-    # them where it is the size of sqrt(512) itself. test_moe_experts.py has the bound; six deviations here.
+    # them where it is the size of sqrt(512) itself. test_experts.py has the bound; six deviations here.
     np.testing.assert_allclose(got.numpy(), want, rtol=0, atol=6 * 2.0 ** (-12 if dtype == "float16" else -9) * np.abs(want).max())
 
 
