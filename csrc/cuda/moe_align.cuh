@@ -131,10 +131,7 @@ ASSAY_DEVICE uint32_t scan_experts(const assay_cuda_align_args &a, uint32_t *wor
 
 // What one block of the grid, its `first`, tells of the sort, and its share of the padding.
 ASSAY_DEVICE void publish(const assay_cuda_align_args &a, uint32_t e, uint32_t offset, uint32_t n, uint32_t block, uint32_t blocks) {
-    if (!block) {
-        ptx::st(a.counts + e, static_cast<int64_t>(n));
-        ptx::st(a.offsets + e, static_cast<int32_t>(offset));
-    }
+    if (!block) ptx::st(a.offsets + e, static_cast<int32_t>(offset));
     if (e % blocks != block) return;
     const uint32_t size = static_cast<uint32_t>(a.block_size), end = offset + ceil_div(n, size) * size;
     for (uint32_t i = offset + n; i < end; i++) ptx::st(a.sorted_token_ids + i, a.slots);
@@ -211,7 +208,9 @@ ASSAY_DEVICE void moe_align_one(const assay_cuda_align_args &a) {
         const Cells<true> cells = shared_cells(a, ptx::lane());
         uint32_t sum;
         cells.put(e, scan_warp(cells.get(e), sum));
-        if (!ptx::lane()) ptx::sts(counts + e, sum);
+        if (ptx::lane()) continue;
+        ptx::sts(counts + e, sum);
+        ptx::st(a.counts + e, static_cast<int64_t>(sum));
     }
     ptx::sync();
     const auto count = [&](uint32_t e) { return ptx::lds32(counts + e); };

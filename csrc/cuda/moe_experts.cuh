@@ -101,7 +101,9 @@ ASSAY_DEVICE bool sum_cuts(const assay_cuda_experts_args &a, uint32_t first_row,
         ptx::sts(told, before == splits - 1 ? 1u : 0u);
     }
     ptx::sync();
-    if (!ptx::lds32(told)) return false;
+    const bool last = ptx::lds32(told) != 0;
+    ptx::sync();                       // shared memory is free again
+    if (!last) return false;
     ptx::fence_device();
     if (inside)
         each_row<M_TILES>(a, first_row, [&](int m, int half, uint32_t slot) {

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from emulator import EmulationError, emulate, kernels
 
 import assay
 from assay.ops.moe_dispatch import Alignment
-from emulator import EmulationError, emulate, kernels
 
 WARPS = 8
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from emulator import emulate
+from w4 import bf16, from_bf16, pack
 
 import assay
 from assay.ops.moe_experts import ACTIVATIONS
-from emulator import emulate
-from w4 import bf16, from_bf16, pack
 
 BLOCK_N = 256
 
@@ -228,6 +228,19 @@ def test_cuts_of_k_give_one_result_in_any_schedule(dtype):
     np.testing.assert_allclose(results[0], whole, rtol=0, atol=0.02 * np.abs(whole).max())
     if dtype == "f16":
         check16(results[0], layer, x, ids, weights)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+def test_few_threads_cut_k(dtype):
+    """What ThreadSanitizer, a fiber a thread, has room for."""
+    layer = Layer(2, 256, 64, bias=True)
+    x, ids, weights = activations(2, 256, dtype), np.array([[1], [0]], np.int32), np.ones((2, 1), np.float32)
+    got, _ = run(layer, x, ids, weights, a16=dtype == "f16", cuts=(2, 1), seed=1)
+    if dtype == "f16":
+        check16(got, layer, x, ids, weights)
+    else:
+        want = assay.moe_experts(x, ids, weights, layer.cpu)
+        np.testing.assert_allclose(got, want, rtol=0, atol=0.02 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from w4 import bf16, from_bf16
 
 import assay
 import test_moe_routers as routers
 from assay.ops.moe import RouteResult
-from w4 import bf16, from_bf16
 
 
 def on(gpu, array, dtype=None):
@@ -59,7 +59,9 @@ def out_of(arrays):
     return RouteResult(*arrays)
 
 
-@pytest.mark.parametrize(("tokens", "top_k", "experts"), [(0, 2, 8), (1, 8, 64), (300, 4, 17), (700, 6, 160), (40, 3, 3000)])
+@pytest.mark.parametrize(
+    ("tokens", "top_k", "experts"), [(0, 2, 8), (1, 8, 64), (300, 4, 17), (700, 6, 160), (40, 3, 3000)]
+)
 @pytest.mark.parametrize("block_size", [1, 16])
 def test_sorts_and_combines_as_the_cpu(gpu, tokens, top_k, experts, block_size):
     """One launch, three with cells in shared memory, and three with cells in the workspace."""
@@ -137,7 +139,9 @@ def test_experts_at_their_own_precision(gpu, tokens, dtype):
     want = assay.moe_experts(wide, ids, weights, layer, a16=True)
     # Hidden units are rounded once, 2^-11 or 2^-8 each and independently: a sum of 512 products errs by some sqrt(512) of
     # them where it is the size of sqrt(512) itself. test_experts.py has the bound; six deviations here.
-    np.testing.assert_allclose(got.numpy(), want, rtol=0, atol=6 * 2.0 ** (-12 if dtype == "float16" else -9) * np.abs(want).max())
+    np.testing.assert_allclose(
+        got.numpy(), want, rtol=0, atol=6 * 2.0 ** (-12 if dtype == "float16" else -9) * np.abs(want).max()
+    )
 
 
 def test_a_token_has_the_same_bits_in_any_batch_and_in_a_graph(gpu):
@@ -146,7 +150,9 @@ def test_a_token_has_the_same_bits_in_any_batch_and_in_a_graph(gpu):
     half, on_device = x.astype(np.float16), layer.to_device()
 
     def run(rows):
-        return assay.moe_experts(on(gpu, half[rows]), on(gpu, ids[rows]), on(gpu, weights[rows]), on_device, a16=True).numpy()
+        return assay.moe_experts(
+            on(gpu, half[rows]), on(gpu, ids[rows]), on(gpu, weights[rows]), on_device, a16=True
+        ).numpy()
 
     whole = run(slice(None))
     for rows in (slice(0, 1), slice(5, 23)):
@@ -201,25 +207,54 @@ def test_bad_arguments_say_got_and_wanted(gpu):
             call()
 
 
-def test_the_twin_stands_in_where_no_kernel_is_compiled_for_the_gpu(gpu, monkeypatch):
-    """What is dispatched, not what the twin computes: tests/cuda/test_numba_cuda.py has that."""
-    from assay.cuda import moe
+@pytest.mark.parametrize("uncompiled", [False, True])
+def test_the_twin_stands_in_where_no_kernel_is_compiled_for_the_gpu(gpu, monkeypatch, uncompiled):
+    """What is dispatched, not what the twins compute: tests/cuda/test_numba_cuda.py has that."""
+    from assay.cuda import _images, _twin, gemm, moe
 
     seen = []
 
+    def no_image(*_):
+        raise _images.CompilerMissingError("this build carries no code")
+
     class Twin:
         @staticmethod
-        def route(x, args, bias, weights, ids, status, stream):
-            seen.append((x.shape, args.top_k, weights.shape))
+        def route(*args):
+            seen.append(args)
 
-    monkeypatch.setattr(moe, "import_module", lambda name: seen.append(name) or Twin)
+        w4a16_gemm = route
+
+    for module in (moe, gemm):
+        monkeypatch.setattr(module, "for_numba", lambda handle, *tensors: ["stream", *tensors])
+    monkeypatch.setattr(_twin, "import_module", lambda name: seen.append(name) or Twin)
     x = on(gpu, np.zeros((3, 8), np.float32))
-    assay.moe_route(x, 2, backend="numba")
-    assert seen == ["assay.jit.cuda_moe", ((3, 8), 2, (3, 2))]
+    if uncompiled:
+        monkeypatch.setattr(_images, "find", no_image)
+        a = on(gpu, np.zeros((2, 32), np.float16))
+        q, scales = np.zeros((8, 16), np.uint8), np.ones((8, 1), np.float16)
+        assay.w4a16_gemm(a, assay.pack(q, scales).to_device())
+        assert seen.pop(0) == "assay.jit.cuda_int4"
+        packed, n, k, group_size, symmetric, rows, dtype, c, stream = seen.pop(0)
+        assert (n, k, group_size, symmetric, rows.shape, dtype, c.shape, stream) == (
+            8,
+            32,
+            32,
+            True,
+            (2, 32),
+            1,
+            (2, 8),
+            "stream",
+        )
+        assert packed.dtype == "uint8"
+    assay.moe_route(x, 2, backend="c" if uncompiled else "numba")
+    assert seen[0] == "assay.jit.cuda_moe"
+    logits, dtype, scoring, renormalize, bias, *_, weights, ids, status, stream = seen[1]
+    assert (logits.shape, dtype, scoring, renormalize, bias, stream) == ((3, 8), 0, 0, True, None, "stream")
+    assert (weights.dtype, ids.dtype, status.dtype, ids.shape) == ("float32", "int32", "int32", (3, 2))
 
     def absent(name):
         raise ImportError("no numba_cuda")
 
-    monkeypatch.setattr(moe, "import_module", absent)
+    monkeypatch.setattr(_twin, "import_module", absent)
     with pytest.raises(assay.UnsupportedError, match=r"pip install 'assay\[numba-cuda\]'"):
-        assay.moe_route(x, 2, backend="numba")
+        assay.moe_route(x, 2, backend="c" if uncompiled else "numba")

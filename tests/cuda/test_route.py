@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from emulator import emulate, kernels
 
 import assay
 import test_moe_routers as routers
 from bf16 import BFloat16
-from emulator import emulate, kernels
 
 SIZES = [64, 128, 256, 512, 2048]
 SCORES = {"softmax": 0, "softmax_topk": 0, "sigmoid": 1, "sqrtsoftplus": 2, "none": 3}

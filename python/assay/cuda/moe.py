@@ -1,13 +1,12 @@
 """Routing, sorting and combining on a GPU: the device paths of :mod:`assay.ops.moe` and :mod:`assay.ops.moe_dispatch`."""
 
-from importlib import import_module
 from typing import Any
 
 from .._ffi import FLOAT_DTYPES, FLOAT_NAMES, ffi, lib
-from ..errors import UnsupportedError
 from ._arrays import DeviceArray, DeviceTensor
 from ._place import Place, place
-from ._status import check, message
+from ._status import check
+from ._twin import for_numba, twin
 
 _MOST = 2**31 - 1
 
@@ -35,31 +34,14 @@ def route(router_logits: Any, top_k: int, renormalize: bool, out: Any, scoring: 
             pointer_to(ids, "int32_t *"), pointer_to(status, "int32_t *"),
         ))  # fmt: skip
         code = lib.ASSAY_CUDA_EIMAGE if backend == "numba" else lib.assay_cuda_moe_route(args, here.stream)
-        if code == lib.ASSAY_CUDA_EIMAGE:
-            # No kernels are compiled for this GPU, or the twin is asked for by name.
-            twin("cuda_moe", backend).route(x, args, added, weights, ids, status, here.handle)
+        if code == lib.ASSAY_CUDA_EIMAGE:  # no kernels are compiled for this GPU, or the twin is asked for by name
+            run = twin("cuda_moe", backend == "numba").route
+            queue, logits, offset, *written = for_numba(here.handle, x, added, weights, ids, status)
+            run(logits, FLOAT_DTYPES[x.dtype], scoring, renormalize, offset, n_group, topk_group, top2, scaling, top_k,
+                shared_weight, *written, queue)  # fmt: skip
         else:
             check(code, "moe_route")
     return results
-
-
-def twin(name: str, backend: str) -> Any:
-    """The Numba-CUDA module that stands in where no kernels are compiled for a GPU.
-
-    Raises
-    ------
-    UnsupportedError
-        Numba-CUDA is not installed.
-    """
-    try:
-        return import_module(f"assay.jit.{name}")
-    except ImportError as exc:
-        why = (
-            "backend='numba' on a GPU needs"
-            if backend == "numba"
-            else f"{message()}; the Numba twin, which runs on any, needs"
-        )
-        raise UnsupportedError(f"{why} the numba-cuda package: pip install 'assay[numba-cuda]' ({exc})") from exc
 
 
 def _outputs(here: Place, out: Any, names: tuple[str, ...], dtypes: tuple[str, ...],
