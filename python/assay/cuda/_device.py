@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from .._ffi import ffi, lib
-from . import _images  # noqa: F401  (tells the launcher where kernels come from)
+from . import _images
 from ._status import check
 
 
@@ -72,6 +72,11 @@ def device(ordinal: int = 0) -> Device:
         d.threads_per_sm, d.blocks_per_sm, d.l2_bytes, d.memory_bytes, 1000 * d.clock_khz, 1000 * d.memory_clock_khz,
         d.memory_bus_bits, bool(d.ecc), bytes(d.uuid).hex(),
     )  # fmt: skip
+
+
+def code_for(gpu: Device) -> str | None:
+    """Where this build's kernels for a GPU come from; None when from nowhere."""
+    return _images.code_for(gpu.capability)
 
 
 def is_available() -> bool:

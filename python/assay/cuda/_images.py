@@ -18,6 +18,7 @@ from .compile import (
     CompilerMissingError,
     Image,
     compile_cached,
+    find_nvrtc,
     read_image,
     targets_of,
 )
@@ -29,8 +30,8 @@ _held = threading.local()
 
 def sources() -> Path:
     """csrc: beside the package as installed, or of a source tree."""
-    installed = PACKAGE / "cuda" / "csrc"
-    return installed if installed.is_dir() else Path(__file__).resolve().parents[3] / "csrc"
+    tree = Path(__file__).resolve().parents[3] / "csrc"
+    return tree if (tree / "cuda" / "kernels.def").exists() else PACKAGE / "cuda" / "csrc"
 
 
 def best_target(major: int, minor: int) -> str | None:
@@ -42,6 +43,16 @@ def best_target(major: int, minor: int) -> str | None:
     # Code runs on later minor versions, but not from desktop to Jetson (8.7).
     fitting = [t for t in plain if t // 10 == has // 10 and t <= has and has != 87]
     return f"sm_{max(fitting)}" if fitting else None
+
+
+def code_for(capability: tuple[int, int]) -> str | None:
+    """Where this build's kernels for a compute capability come from; None when from nowhere."""
+    target = best_target(*capability)
+    if target and any(IMAGES.glob(f"*.{target}.z")):
+        return f"compiled for {target}"
+    if find_nvrtc() is not None:
+        return "compiled at first use, by NVRTC"
+    return f"{PTX}, compiled by the driver" if any(IMAGES.glob(f"*.{PTX}.z")) else None
 
 
 def find(unit: str, major: int, minor: int) -> Image:
@@ -61,7 +72,7 @@ def find(unit: str, major: int, minor: int) -> Image:
             raise
         raise CompilerMissingError(
             f"this build carries no code for compute capability {major}.{minor} and cannot make it: pip install '{WHEEL}', "
-            "or a wheel built with ASSAY_CUDA=1"
+            "or a wheel built with -C cmake.define.ASSAY_CUDA=ON"
         ) from exc
 
 

@@ -175,12 +175,12 @@ def w4a16_gemm(a: Any, w: "PackedInt4 | PackedWide | DeviceInt4", out: Any = Non
     return _gemm(a, w, out, True, backend, isa, num_threads, stream)
 
 
-def _inputs(a: Any, w: PackedInt4, out: Any) -> tuple[Tensor, Tensor]:
-    if not isinstance(w, PackedInt4):
-        if hasattr(w, "device"):
-            raise TypeError(f"a: expected an array on cuda:{w.device} as w is, got one on the host")
-        raise TypeError(f"w: expected PackedInt4 (see assay.pack), got {type(w).__name__}")
-    return gemm_tensors(a, w.n, w.k, out)
+def _on_host(w: Any) -> PackedInt4:
+    if isinstance(w, PackedInt4):
+        return w
+    if hasattr(w, "device"):
+        raise TypeError(f"a: expected an array on cuda:{w.device} as w is, got one on the host")
+    raise TypeError(f"w: expected PackedInt4 (see assay.pack), got {type(w).__name__}")
 
 
 def _gemm(a: Any, w: "PackedInt4 | PackedWide | DeviceInt4", out: Any, a16: bool, backend: str, isa: str | None,
@@ -191,7 +191,8 @@ def _gemm(a: Any, w: "PackedInt4 | PackedWide | DeviceInt4", out: Any, a16: bool
         return w4_gemm(a, w, out, a16, isa, stream)
     if isinstance(w, PackedWide):
         return wide_gemm(a, w, out, 4, a16, backend, isa, num_threads)
-    x, c = _inputs(a, w, out)
+    w = _on_host(w)
+    x, c = gemm_tensors(a, w.n, w.k, out)
     m = x.array.shape[0]
     if backend == "c":
         size = lib.assay_w4_gemm_workspace(w._struct, m, a16)
@@ -232,8 +233,8 @@ class SplitGemm:
     """
 
     def __init__(self, a: Any, w: PackedInt4, out: Any = None, *, a16: bool = False, isa: str | None = None) -> None:
-        self._a, self._c = _inputs(a, w, out)
-        self._w, self._a16, self._isa = w, a16, isa
+        self._w, self._a16, self._isa = _on_host(w), a16, isa
+        self._a, self._c = gemm_tensors(a, w.n, w.k, out)
         self._m = self._a.array.shape[0]
         self._size = lib.assay_w4_gemm_workspace(w._struct, self._m, a16)
         self._scratch = ffi.from_buffer(np.empty(self._size, np.uint8))
