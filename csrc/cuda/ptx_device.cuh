@@ -171,13 +171,18 @@ ASSAY_DEVICE u32x4 ldg128(const void *p) {
     return v;
 }
 ASSAY_DEVICE float ldg_float(const float *p) { return __ldg(p); }
-// Read once: no line in L1, the first to leave L2.
+// For data read once: the first to leave L2. Not volatile, so that a loop makes it once.
+ASSAY_DEVICE uint64_t stream_policy() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+// Read once: no line in L1 either.
 ASSAY_DEVICE u32x4 ld128_stream(const void *p) {
     u32x4 v;
-    asm volatile("{\n\t.reg .b64 policy;\n\tcreatepolicy.fractional.L2::evict_first.b64 policy, 1.0;\n\t"
-                 "ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], policy;\n\t}"
+    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
+                 : "l"(p), "l"(stream_policy()));
     return v;
 }
 // From L2, past L1: data that other blocks wrote.
@@ -260,9 +265,8 @@ ASSAY_DEVICE void cp_async16(void *smem, const void *gmem, bool valid = true) {
 }
 // The same for data read once: the first to leave L2.
 ASSAY_DEVICE void cp_async16_stream(void *smem, const void *gmem, bool valid = true) {
-    asm volatile("{\n\t.reg .b64 policy;\n\tcreatepolicy.fractional.L2::evict_first.b64 policy, 1.0;\n\t"
-                 "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, policy;\n\t}" ::"r"(shared_address(smem)),
-                 "l"(gmem), "r"(valid ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(smem)), "l"(gmem),
+                 "r"(valid ? 16 : 0), "l"(stream_policy())
                  : "memory");
 }
 ASSAY_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

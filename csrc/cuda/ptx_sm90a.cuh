@@ -48,10 +48,9 @@ ASSAY_DEVICE void bulk_load(void *smem, const void *gmem, uint32_t bytes, uint64
 // The same for data read once: the first to leave L2.
 ASSAY_DEVICE void bulk_load_stream(void *smem, const void *gmem, uint32_t bytes, uint64_t *barrier) {
     asm volatile(
-        "{\n\t.reg .b64 policy;\n\tcreatepolicy.fractional.L2::evict_first.b64 policy, 1.0;\n\t"
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], policy;\n\t}" ::
-            "r"(shared_address(smem)),
-        "l"(gmem), "r"(bytes), "r"(shared_address(barrier))
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+            shared_address(smem)),
+        "l"(gmem), "r"(bytes), "r"(shared_address(barrier)), "l"(stream_policy())
         : "memory");
 }
 

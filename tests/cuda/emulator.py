@@ -19,9 +19,18 @@ from cffi import FFI
 CUDA = Path(os.environ.get("ASSAY_EMULATOR_ROOT", Path(__file__).resolve().parents[2] / "csrc" / "cuda"))
 COMPILER = os.environ.get("CXX", "g++")
 # ASSAY_EMULATOR_FLAGS: more flags, for builds with a sanitizer (test_sanitized.py).
-FLAGS = ("-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra",
-         *os.environ.get("ASSAY_EMULATOR_FLAGS", "").split())
-RUNTIME = ("emu", "fiber", "meet", "memory", "hopper")   # files of csrc/cuda/emu that every build holds
+FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-g1",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-Wall",
+    "-Wextra",
+    *os.environ.get("ASSAY_EMULATOR_FLAGS", "").split(),
+)
+RUNTIME = ("emu", "fiber", "meet", "memory", "hopper")  # files of csrc/cuda/emu that every build holds
 COPY = {"late": 0, "early": 1, "random": 2}
 
 KERNEL_LINE = re.compile(r"^KERNEL\((.*)\)\s*$")
@@ -121,8 +130,16 @@ def runtime(flags: tuple[str, ...], root: Path) -> list[str]:
     """The emulator itself, as objects."""
     parts = sorted((root / "emu").glob("*.h"))
     return [
-        str(compile_cached([], (root / "emu" / f"{name}.cpp").read_text(), (*flags, "-c", f"-I{root}/emu"), ".o", root,
-                           content(parts)))
+        str(
+            compile_cached(
+                [],
+                (root / "emu" / f"{name}.cpp").read_text(),
+                (*flags, "-c", f"-I{root}/emu"),
+                ".o",
+                root,
+                content(parts),
+            )
+        )
         for name in RUNTIME
     ]
 
@@ -146,7 +163,9 @@ class Counters(ctypes.Structure):
             r"\b(\w+)(?=[,;])",
             " ".join(
                 re.sub(r"//.*", "", line)
-                for line in re.search(r"struct Counters \{(.*?)\};", (CUDA / "emu" / "emu.h").read_text(), re.S)[1].splitlines()
+                for line in re.search(r"struct Counters \{(.*?)\};", (CUDA / "emu" / "emu.h").read_text(), re.S)[
+                    1
+                ].splitlines()
             ).replace("uint64_t", ""),
         )
     ]
@@ -252,7 +271,9 @@ def launch(
     try:
         args = ffi.new(f"{kernel.args_struct} *", plain(fields))
         regions = memory.regions()
-        options = Options(seed, COPY[copy], resident, spin_limit, (Region * max(len(regions), 1))(*regions), len(regions))
+        options = Options(
+            seed, COPY[copy], resident, spin_limit, (Region * max(len(regions), 1))(*regions), len(regions)
+        )
         counters = Counters()
         error = ctypes.create_string_buffer(1024)
         grid = (grid,) if isinstance(grid, int) else grid

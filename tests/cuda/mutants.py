@@ -1,6 +1,6 @@
 """Seeded bugs in the CUDA kernels, each of which a test must catch.
 
-Usage: python tests/cuda/mutants.py [--only TEXT] [--report docs/cuda-mutants.md]
+Usage: python tests/cuda/mutants.py [--only TEXT] [--jobs N] [--report docs/cuda-mutants.md]
 
 A mutant is an edit of one kernel file in a copy of csrc. Its tests are run on the emulator plainly, then with ThreadSanitizer, then
 with AddressSanitizer and UBSan; the first that fails has caught it. Exit status 1 when one is caught by none, or when the tests fail on the
@@ -14,12 +14,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import mutations
+import mutations_moe
+import mutations_verify
 from test_sanitized import SANITIZERS, sanitized_command
 
+ALL = mutations.MUTATIONS + mutations_moe.MUTATIONS + mutations_verify.MUTATIONS
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 
@@ -35,7 +39,17 @@ def run(test: mutations.Test, root: Path, sanitizer: str | None) -> subprocess.C
     if sanitizer:
         command, more = sanitized_command(sanitizer, test.file, test.selection)
     else:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / test.file), "-k", test.selection]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            str(HERE / test.file),
+            "-k",
+            test.selection,
+        ]
         more = {"ASSAY_EMULATOR_FLAGS": "-O1"}
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False, env=env | more, timeout=240)
@@ -58,7 +72,9 @@ def said(done: subprocess.CompletedProcess) -> str:
     return f"ended with status {done.returncode}"
 
 
-def judge(mutation: mutations.Mutation | None, test: mutations.Test, sanitizers: tuple[str | None, ...]) -> Outcome | None:
+def judge(
+    mutation: mutations.Mutation | None, test: mutations.Test, sanitizers: tuple[str | None, ...]
+) -> Outcome | None:
     """Who caught it; None when nobody did."""
     with tempfile.TemporaryDirectory() as work:
         root = Path(work) / "csrc"
@@ -68,7 +84,9 @@ def judge(mutation: mutations.Mutation | None, test: mutations.Test, sanitizers:
             text = path.read_text()
             for old, new in mutation.edits:
                 if text.count(old) != mutation.times:
-                    raise SystemExit(f"{mutation.name}: {mutation.file} has {old!r} {text.count(old)} times, not {mutation.times}")
+                    raise SystemExit(
+                        f"{mutation.name}: {mutation.file} has {old!r} {text.count(old)} times, not {mutation.times}"
+                    )
                 text = text.replace(old, new)
             path.write_text(text)
         for sanitizer in sanitizers:
@@ -84,20 +102,22 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", help="mutants whose name or file has this text")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "cuda-mutants.md")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
     options = parser.parse_args()
-    chosen = [m for m in mutations.MUTATIONS if options.only in m.name or options.only in m.file]
+    chosen = [m for m in ALL if options.only in m.name or options.only in m.file]
     everything = (None, *SANITIZERS)
     escaped = 0
-    for test in {m.test for m in chosen}:
-        if outcome := judge(None, test, everything):
-            print(f"UNMUTATED {test}: {outcome}", flush=True)
-            escaped += 1
     rows = []
-    for m in chosen:
-        outcome = judge(m, m.test, everything)
-        escaped += outcome is None
-        rows.append((m, outcome))
-        print(f"{m.file}: {m.name}: {outcome or 'NOT CAUGHT'}", flush=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        tests = sorted({m.test for m in chosen}, key=repr)
+        for test, outcome in zip(tests, pool.map(lambda t: judge(None, t, everything), tests), strict=True):
+            if outcome:
+                print(f"UNMUTATED {test}: {outcome}", flush=True)
+                escaped += 1
+        for m, outcome in zip(chosen, pool.map(lambda m: judge(m, m.test, everything), chosen), strict=True):
+            escaped += outcome is None
+            rows.append((m, outcome))
+            print(f"{m.file}: {m.name}: {outcome or 'NOT CAUGHT'}", flush=True)
     if not options.only:
         options.report.write_text(report(rows))
     print(f"{len(rows)} mutants, {escaped} problems")
@@ -110,7 +130,7 @@ def report(rows: list) -> str:
         "",
         "Each is put into a copy of the sources and must make a test fail; the first of the emulator, ThreadSanitizer and",
         "AddressSanitizer with UBSan that does is named. Made by `python tests/cuda/mutants.py`, which fails when one escapes; the edits are in",
-        "`tests/cuda/mutations.py`.",
+        "`tests/cuda/mutations.py`, `mutations_moe.py` and `mutations_verify.py`.",
         "",
         f"{len(rows)} bugs, {sum(outcome is not None for _, outcome in rows)} caught.",
         "",

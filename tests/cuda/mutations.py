@@ -5,18 +5,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Test:
-    file: str        # of tests/cuda
-    selection: str   # pytest's -k
-    kernels: str     # a regular expression of the kernels that it needs
+    file: str  # of tests/cuda
+    selection: str  # pytest's -k
+    kernels: str  # a regular expression of the kernels that it needs
 
 
 @dataclass(frozen=True)
 class Mutation:
-    file: str        # of csrc/cuda
+    file: str  # of csrc/cuda
     name: str
     edits: tuple[tuple[str, str], ...]
     test: Test
-    times: int = 1   # how often each old text is in the file
+    times: int = 1  # how often each old text is in the file
 
 
 A16 = Test("test_gemm_w4a16.py", "test_every_instance and f16-16-False and not bf16", "_f16_m16z$")
@@ -24,10 +24,18 @@ A16_GROUPS = Test("test_gemm_w4a16.py", "test_shapes and (15-255-384 or 5-20) an
 A16_ROWS = Test("test_gemm_w4a16.py", "test_shapes and 17-257 and True", "_b?f16_m32$")
 A16_TRAFFIC = Test("test_gemm_w4a16.py", "test_traffic and 7-300 and True", "_f16_m16$")
 A16_STRIPES = Test("test_gemm_w4a16.py", "test_stripes and (128-3 or 32-5)", "_f16_m16z?$")
-A8 = Test("test_gemm_w4a8.py", "(test_shapes and (3-33 or 15-255 or 5-20) and False) or test_a_row_with", "a8_quantize|w4a8_m16z?$")
+A8 = Test(
+    "test_gemm_w4a8.py",
+    "(test_shapes and (3-33 or 15-255 or 5-20) and False) or test_a_row_with",
+    "a8_quantize|w4a8_m16z?$",
+)
 A8_STRIPES = Test("test_gemm_w4a8.py", "test_stripes and 2-900-900-False", "a8_quantize|w4a8_m16z$")
 GEMV = Test("test_gemv.py", "test_shapes and (2-33 or 7-96 or 4-70) and not bf16", "_f16_gemvz?$")
-HOPPER = Test("test_gemm_sm90a.py", "(test_every_instance and 64 and not bf16) or (test_shapes and 66-33)", "a16_tiles|_f16_m64z?$")
+HOPPER = Test(
+    "test_gemm_sm90a.py",
+    "(test_every_instance and 64 and not bf16) or (test_shapes and 66-33)",
+    "a16_tiles|_f16_m64z?$",
+)
 HOPPER_LONG = Test("test_gemm_sm90a.py", "test_shapes and 64-256-640", "a16_tiles|_f16_m64z?$")
 
 MUTATIONS = [

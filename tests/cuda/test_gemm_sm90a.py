@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from emulator import Kernel, emulate, launch, library_of, unit_of
 from test_gemm_w4a16 import activations, check
 from test_lanes import positions
@@ -20,7 +19,9 @@ def tiles(a: np.ndarray, block_m: int, lda: int, aligned: bool, **options) -> np
     return out
 
 
-@pytest.mark.parametrize(("m", "k", "block_m"), [(65, 128, 64), (3, 72, 128), (130, 200, 128), (64, 37, 64), (1, 1, 64)])
+@pytest.mark.parametrize(
+    ("m", "k", "block_m"), [(65, 128, 64), (3, 72, 128), (130, 200, 128), (64, 37, 64), (1, 1, 64)]
+)
 def test_tiles(m, k, block_m):
     a, _ = activations(m, k, "f16")
     aligned = k % 8 == 0
@@ -53,7 +54,14 @@ def test_every_instance(block_m, dtype, symmetric):
     check(c, exact, w)
 
 
-SHAPES = [(66, 33, 96, 32), (64, 256, 640, 64), (129, 40, 1408, 128), (5, 300, 100, 100), (70, 257, 1000, 1000), (1, 1, 1, 1)]
+SHAPES = [
+    (66, 33, 96, 32),
+    (64, 256, 640, 64),
+    (129, 40, 1408, 128),
+    (5, 300, 100, 100),
+    (70, 257, 1000, 1000),
+    (1, 1, 1, 1),
+]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -126,14 +134,21 @@ struct N128 { static constexpr uint32_t value = 128; };
 def test_wgmma_lanes(n, accumulate, k16):
     """Against CuTe's tables, and B as a 128-byte swizzle (piece p of row r at p ^ r % 8) of rows of 64 k, of which k16 picks 16."""
     rng = np.random.default_rng(n)
-    a, b, d = rng.integers(-9, 9, (64, 16)), rng.integers(-9, 9, (n, 64)), rng.integers(-99, 99, (64, n)).astype(np.float32)
+    a, b, d = (
+        rng.integers(-9, 9, (64, 16)),
+        rng.integers(-9, 9, (n, 64)),
+        rng.integers(-99, 99, (64, n)).astype(np.float32),
+    )
     registers = a.astype(np.float16).T.reshape(-1)[A_64X16]
     pieces = b.astype(np.float16).reshape(n, 8, 8)
     swizzled = np.take_along_axis(pieces, (np.arange(8)[None, :] ^ np.arange(n)[:, None] % 8)[:, :, None], 1)
     source = np.concatenate([np.ascontiguousarray(x).view(np.uint8).reshape(-1) for x in (registers, swizzled)])
     out = np.ascontiguousarray(d.T.reshape(-1)[d_64xn(n)])
     kernel = Kernel(f"n{n}", "", f"one_wgmma<assay::N{n}>", "assay_probe_read_args", 128, n * 128, 1)
-    both = [Kernel(f"n{size}", "", f"one_wgmma<assay::N{size}>", "assay_probe_read_args", 128, size * 128, 1) for size in (64, 128)]
+    both = [
+        Kernel(f"n{size}", "", f"one_wgmma<assay::N{size}>", "assay_probe_read_args", 128, size * 128, 1)
+        for size in (64, 128)
+    ]
     launch(library_of(unit_of(SOURCE, both)), kernel, 1,
            {"from": source, "sink": out, "repeats": 32 * k16, "bytes": accumulate}, seed=1)  # fmt: skip
     wanted = d * accumulate + a @ b[:, 16 * k16 : 16 * k16 + 16].T

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from emulator import emulate
 from w4 import BLOCK_N, Weights, bf16, from_bf16
 
@@ -22,8 +21,15 @@ def run(w: Weights, a: np.ndarray, *, block_m=None, stripe=None, lda=None, works
     padded[:, :k] = a.view(np.uint16)
     arrivals = np.zeros(row_blocks * column_blocks, np.uint32)
     fields = {
-        "w": w.fields(), "a": padded, "lda": lda, "c": c, "ldc": w.n, "m": m, "aligned": int(k % 8 == 0 and lda % 8 == 0),
-        "stripe": stripe, "partials": np.full(2 * row_blocks * blocks * block_m * BLOCK_N, np.nan, np.float32),
+        "w": w.fields(),
+        "a": padded,
+        "lda": lda,
+        "c": c,
+        "ldc": w.n,
+        "m": m,
+        "aligned": int(k % 8 == 0 and lda % 8 == 0),
+        "stripe": stripe,
+        "partials": np.full(2 * row_blocks * blocks * block_m * BLOCK_N, np.nan, np.float32),
         "arrivals": arrivals,
     }
     name = f"assay_w4a16_{'f16' if a.dtype == np.float16 else 'bf16'}_m{block_m}{'' if w.symmetric else 'z'}"
@@ -42,9 +48,8 @@ def activations(m: int, k: int, dtype: str, seed: int = 1) -> tuple[np.ndarray, 
 
 
 def check(c: np.ndarray, a: np.ndarray, w: Weights):
-    """Weights and products are exact; what is left is K float32 additions and one multiplication a group: an error of at most
-    (K + 2 G) 2^-24 of sum |a| |s (q - zero)|. Roundings are as often up as down, so that a sixteenth of it is already generous;
-    the whole is checked."""
+    """Weights are exact, and so are products in float32: what is left is at most K + G float32 additions and a multiplication a
+    group, each off by 2^-24 of a sum that is no larger than sum |a| |s (q - zero)|."""
     exact = a @ w.values.astype(np.float64).T
     bound = (w.k + 2 * w.scales.shape[1]) * 2.0**-24 * (np.abs(a) @ np.abs(w.values.astype(np.float64)).T) + 1e-30
     assert np.all(np.abs(c - exact) <= bound)
@@ -84,7 +89,9 @@ def test_stripes(stripe, group_size):
     k = 640 if group_size == 128 else 704
     w = Weights(600, k, group_size, group_size != 32)
     a, exact = activations(5, k, "f16")
-    results = [run(w, a, stripe=stripe, seed=seed, copy=copy)[0] for seed, copy in ((0, "late"), (3, "random"), (4, "early"))]
+    results = [
+        run(w, a, stripe=stripe, seed=seed, copy=copy)[0] for seed, copy in ((0, "late"), (3, "random"), (4, "early"))
+    ]
     check(results[0], exact, w)
     assert all(np.array_equal(results[0], other) for other in results[1:])
 
@@ -107,7 +114,8 @@ def test_nan_and_infinity_stay_in_their_row():
     a[3, 5], a[9, 127] = np.nan, np.inf
     c, _ = run(w, a)
     clean = [i for i in range(16) if i not in (3, 9)]
-    assert np.isnan(c[3]).all() and not np.isfinite(c[9]).any()
+    assert np.isnan(c[3]).all()
+    assert not np.isfinite(c[9]).any()
     check(c[clean], exact[clean], w)
 
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-
-from assay.reference.gemm import quantize_activations, w4a8_gemm
 from emulator import emulate
 from w4 import BLOCK_N, Weights, bf16, from_bf16
+
+from assay.reference.gemm import quantize_activations, w4a8_gemm
 
 BLOCK_K = 128
 DTYPES = {"f32": 0, "f16": 1, "bf16": 2}
@@ -103,11 +103,16 @@ def test_every_instance(block_m, symmetric):
 def test_stripes(stripe, k, group_size, symmetric):
     """Pieces of K are rounded apart and then added: each of the sums and products so rounded is below the sum of sizes."""
     w, a = Weights(520, k, group_size, symmetric), activations(6, k)
-    results = [run(w, a, stripe=stripe, seed=seed, copy=copy)[0] for seed, copy in ((0, "late"), (3, "random"), (4, "early"))]
+    results = [
+        run(w, a, stripe=stripe, seed=seed, copy=copy)[0] for seed, copy in ((0, "late"), (3, "random"), (4, "early"))
+    ]
     assert all(np.array_equal(results[0], other) for other in results[1:])
     groups = k // group_size
     codes, scale = quantize_activations(a, group_size)
-    sizes = np.abs(codes * np.repeat(scale, group_size, 1)) @ (15 * np.abs(np.repeat(w.scales.astype(np.float64), group_size, 1))).T
+    sizes = (
+        np.abs(codes * np.repeat(scale, group_size, 1))
+        @ (15 * np.abs(np.repeat(w.scales.astype(np.float64), group_size, 1))).T
+    )
     assert np.all(np.abs(results[0] - reference(w, a)) <= (2 * groups + 16) * 2.0**-24 * sizes)
 
 
@@ -128,14 +133,16 @@ def test_a_row_with_a_nan_is_nan_and_alone():
     assert np.array_equal(c[clean], reference(w, a)[clean])
 
 
-@pytest.mark.parametrize(("m", "n", "k", "group_size", "symmetric"), [(16, 512, 1024, 128, True), (7, 300, 512, 32, False)])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "group_size", "symmetric"), [(16, 512, 1024, 128, True), (7, 300, 512, 32, False)]
+)
 def test_traffic_and_conflicts(m, n, k, group_size, symmetric):
     w, a = Weights(n, k, group_size, symmetric), activations(m, k)
     c, counted = run(w, a)
     tiles, column_blocks, groups = -(-n // 32), -(-n // BLOCK_N), k // group_size
     weights = tiles * (k * 16 + groups * (64 + (0 if symmetric else 32)))
     assert counted.async_bytes == weights + column_blocks * m * k
-    assert counted.ldg_bytes == column_blocks * 8 * 4 * m * groups * 8   # every warp's lanes read their rows' groups
+    assert counted.ldg_bytes == column_blocks * 8 * 4 * m * groups * 8  # every warp's lanes read their rows' groups
     assert counted.st_bytes == c.nbytes
     assert counted.mma == column_blocks * 8 * (k // 32) * 4
     assert counted.ldmatrix_wavefronts == 4 * counted.ldmatrix

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from emulator import emulate
 from test_gemm_w4a16 import activations, check
 from w4 import Weights

@@ -9,7 +9,6 @@ import itertools
 
 import numpy as np
 import pytest
-
 from emulator import Kernel, launch, library_of, unit_of
 from w4 import bf16
 
@@ -21,7 +20,10 @@ def positions(shape, stride) -> np.ndarray:
         sizes = mode_shape if isinstance(mode_shape, tuple) else (mode_shape,)
         strides = mode_stride if isinstance(mode_stride, tuple) else (mode_stride,)
         return np.array(
-            [sum(i * s for i, s in zip(reversed(at), strides, strict=True)) for at in itertools.product(*map(range, reversed(sizes)))]
+            [
+                sum(i * s for i, s in zip(reversed(at), strides, strict=True))
+                for at in itertools.product(*map(range, reversed(sizes)))
+            ]
         )
 
     return flat(shape[0], stride[0])[:, None] + flat(shape[1], stride[1])[None, :]
@@ -76,7 +78,9 @@ def run(which: str, source: np.ndarray, sink: np.ndarray):
         name: Kernel(name, "", instance.replace(" COMMA", ","), "assay_probe_read_args", 32, 512, 1)
         for name, instance in INSTANCES.items()
     }
-    launch(library_of(unit_of(SOURCE, list(kernels.values()))), kernels[which], 1, {"from": source, "sink": sink}, seed=1)
+    launch(
+        library_of(unit_of(SOURCE, list(kernels.values()))), kernels[which], 1, {"from": source, "sink": sink}, seed=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +92,7 @@ def test_mma(name, k, a_layout, b_layout):
     rng = np.random.default_rng(k)
     a, b, c = rng.integers(-9, 9, (16, k)), rng.integers(-9, 9, (8, k)), rng.integers(-99, 99, (16, 8))
     store = {"f16": lambda x: x.astype(np.float16), "bf16": bf16, "s8": lambda x: x.astype(np.int8)}[name]
-    parts = [store(x).T.reshape(-1)[layout] for x, layout in ((a, a_layout), (b, b_layout))]   # column-major positions
+    parts = [store(x).T.reshape(-1)[layout] for x, layout in ((a, a_layout), (b, b_layout))]  # column-major positions
     source = np.concatenate([np.ascontiguousarray(p).view(np.uint32) for p in parts], axis=1)
     out = c.T.reshape(-1)[C_16X8].astype(np.int32 if name == "s8" else np.float32)
     run(name, np.ascontiguousarray(source), out)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from emulator import emulate
 
 
@@ -32,7 +31,9 @@ def test_empty_does_nothing_but_what_it_is_told():
     assert sink[0] == 7
 
 
-@pytest.mark.parametrize(("name", "one", "k"), [("f16", 0x3C003C00, 16), ("bf16", 0x3F803F80, 16), ("s8", 0x01010101, 32)])
+@pytest.mark.parametrize(
+    ("name", "one", "k"), [("f16", 0x3C003C00, 16), ("bf16", 0x3F803F80, 16), ("s8", 0x01010101, 32)]
+)
 def test_mma_does_as_many_as_it_says(name, one, k):
     sink = np.zeros(2 * 256, np.int32 if name == "s8" else np.float32)
     counted = emulate(f"assay_probe_mma_{name}", 2, {"a": one, "b": one, "repeats": 5, "sink": sink})

@@ -11,12 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from emulator import COMPILER
 
 HERE = Path(__file__).parent
 SANITIZERS = {
-    "thread": ("-O1 -fsanitize=thread", "libtsan.so", {"TSAN_OPTIONS": "halt_on_error=1 exitcode=66 report_signal_unsafe=0"}),
+    "thread": (
+        "-O1 -fsanitize=thread",
+        "libtsan.so",
+        {"TSAN_OPTIONS": "halt_on_error=1 exitcode=66 report_signal_unsafe=0"},
+    ),
     "address": (
         "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all",
         "libasan.so",
@@ -25,10 +28,21 @@ SANITIZERS = {
 }
 # file -> kernels to build, and the tests of it that touch every barrier and every edge at small sizes
 SELECTION = {
-    "test_gemm_w4a16.py": ("_f16_m(16z|32|64z)$", "(test_every_instance and (f16-16-False or f16-32-True or f16-64-False) and not bf16) or (test_stripes and 32-3)"),
-    "test_gemm_w4a8.py": ("a8_quantize|_m(16z|64)$", "(test_every_instance and (False-16 or True-64)) or (test_stripes and 3-1280)"),
+    "test_gemm_w4a16.py": (
+        "_f16_m(16z|32|64z)$",
+        "(test_every_instance and (f16-16-False or f16-32-True or f16-64-False) and not bf16) or (test_stripes and 32-3)",
+    ),
+    "test_gemm_w4a8.py": (
+        "a8_quantize|_m(16z|64)$",
+        "(test_every_instance and (False-16 or True-64)) or (test_stripes and 3-1280)",
+    ),
     "test_gemm_sm90a.py": ("a16_tiles|_f16_m64z$", "test_tiles or (test_shapes and 66-33 and False)"),
     "test_gemv.py": ("_f16_gemvz?$", "test_shapes and (2-33 or 7-96) and not bf16"),
+    "test_route.py": ("moe_route_(64|2048)$", "test_every_instance_routes_alike and (64-sigmoid or 2048-softmax)"),
+    "test_align.py": ("moe_(align|combine)", "(test_equals and 33-2-7) or test_the_order or (test_combine and (516 or 129))"),
+    "test_experts.py": ("a8_quantize|moe_(combine_1|experts_w4a16_f16_m16|experts_w4a8_m16)$", "test_few_threads"),
+    "test_tree.py": ("tree_", "test_faults_say or test_optional"),
+    "test_verify.py": ("verify", "test_sanitized_requests"),
     "test_probe.py": ("probe_(read|atomic)", "test_read or test_atomics"),
 }
 
@@ -36,11 +50,24 @@ SELECTION = {
 def sanitized_command(sanitizer: str, file: str, selection: str) -> tuple[list[str], dict[str, str]]:
     """How to run tests with a sanitizer, and the environment for it."""
     flags, library, options = SANITIZERS[sanitizer]
-    found = subprocess.run([COMPILER, f"-print-file-name={library}"], capture_output=True, text=True, check=True).stdout.strip()
+    found = subprocess.run(
+        [COMPILER, f"-print-file-name={library}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     if not Path(found).is_absolute():
         pytest.skip(f"{COMPILER} has no {library}")
     # -s: what a sanitizer says goes to the standard error as it is.
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", str(HERE / file), "-k", selection]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        str(HERE / file),
+        "-k",
+        selection,
+    ]
     # Address space randomised over more bits than ThreadSanitizer's shadow knows: setarch -R takes it away where it is there.
     if sanitizer == "thread" and shutil.which("setarch"):
         command = ["setarch", "-R", *command]

@@ -14,14 +14,19 @@ def pack(qweight: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, k: i
     q = np.zeros((tiles * TILE, steps * STEP), np.uint8)
     q[:n, :k] = unpack_nibbles(qweight, k)
     # [tile, j, n, step, i // 2, i % 2, t, e] -> [tile, step, n, t, j, e, i]
-    fields = q.reshape(tiles, 4, 8, steps, 2, 2, 4, 2).transpose(0, 3, 2, 6, 1, 7, 4, 5).reshape(tiles, steps, 8, 4, 4, 2, 4)
+    fields = (
+        q.reshape(tiles, 4, 8, steps, 2, 2, 4, 2).transpose(0, 3, 2, 6, 1, 7, 4, 5).reshape(tiles, steps, 8, 4, 4, 2, 4)
+    )
     shifts = 16 * np.arange(2)[:, None] + 4 * np.arange(4)
     words = (fields.astype(np.uint32) << shifts.astype(np.uint32)).sum((-2, -1), dtype=np.uint32)
     all_scales = np.zeros((tiles * TILE, groups), np.float16)
     all_scales[:n] = scales
     # column 8 j + 2 t + e of a tile -> 8 t + 2 j + e
     scale_part = all_scales.reshape(tiles, 4, 4, 2, groups).transpose(0, 4, 2, 1, 3)
-    parts = [np.ascontiguousarray(words).view(np.uint8).reshape(-1), np.ascontiguousarray(scale_part).view(np.uint8).reshape(-1)]
+    parts = [
+        np.ascontiguousarray(words).view(np.uint8).reshape(-1),
+        np.ascontiguousarray(scale_part).view(np.uint8).reshape(-1),
+    ]
     if zeros is not None:
         all_zeros = np.zeros((tiles * TILE, groups), np.uint8)
         all_zeros[:n] = zeros
@@ -43,7 +48,13 @@ class Weights:
 
     def fields(self) -> dict:
         """The device's view, for the emulator."""
-        return {"data": self.packed, "n": self.n, "k": self.k, "group_size": self.group_size, "symmetric": self.symmetric}
+        return {
+            "data": self.packed,
+            "n": self.n,
+            "k": self.k,
+            "group_size": self.group_size,
+            "symmetric": self.symmetric,
+        }
 
 
 def bf16(a: np.ndarray) -> np.ndarray:

@@ -177,7 +177,10 @@ std::string describe_waits(const std::vector<std::unique_ptr<Block>> &resident) 
 
 void run_blocks(const uint32_t grid[3], uint32_t threads, size_t smem) {
     const uint64_t total = static_cast<uint64_t>(grid[0]) * grid[1] * grid[2];
-    const uint64_t limit = launch->options.resident ? launch->options.resident : 64;
+    uint64_t limit = launch->options.resident ? launch->options.resident : 64;
+#ifdef __SANITIZE_THREAD__
+    limit = std::min<uint64_t>(limit, std::max(1u, 6144 / threads));   // ThreadSanitizer knows 8128 fibers at a time
+#endif
     std::vector<uint64_t> order(total);
     for (uint64_t i = 0; i < total; i++) order[i] = i;
     if (launch->options.seed)
