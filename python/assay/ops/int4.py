@@ -178,7 +178,9 @@ def w4a16_gemm(a: Any, w: "PackedInt4 | PackedWide | DeviceInt4", out: Any = Non
 def _on_host(w: Any) -> PackedInt4:
     if isinstance(w, PackedInt4):
         return w
-    if hasattr(w, "device"):
+    from ..cuda.gemm import DeviceInt4
+
+    if isinstance(w, DeviceInt4):
         raise TypeError(f"a: expected an array on cuda:{w.device} as w is, got one on the host")
     raise TypeError(f"w: expected PackedInt4 (see assay.pack), got {type(w).__name__}")
 
