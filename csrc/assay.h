@@ -9,8 +9,10 @@
 #ifndef ASSAY_H
 #define ASSAY_H
 
+#ifndef __CUDACC_RTC__ /* which has the types from csrc/cuda/ptx.cuh */
 #include <stddef.h>
 #include <stdint.h>
+#endif
 
 /* cdef begin */
 

@@ -1,6 +1,6 @@
-"""Writes the C source of the extension module from the declarations in assay.h.
+"""Writes the C source of the extension module from the declarations in the headers.
 
-Usage: build_cffi.py assay.h out.c
+Usage: build_cffi.py out.c assay.h cuda/assay_cuda.h
 """
 
 import re
@@ -9,17 +9,25 @@ from pathlib import Path
 
 from cffi import FFI
 
+#: What Python gives the launcher to call (assay.cuda): where compiled kernels come from.
+CALLBACKS = """
+extern "Python" int assay_python_cuda_source(const char *unit, const assay_cuda_device *device, const void **image,
+                                             size_t *bytes);
+"""
+
 
 def declarations(header: str) -> str:
-    """The text between assay.h's cdef markers, which is plain C that cffi reads."""
-    found = re.search(r"/\* cdef begin \*/(.*)/\* cdef end \*/", header, re.S)
+    """The text between the cdef markers of a header, which is plain C that cffi reads."""
+    found = re.findall(r"/\* cdef begin \*/(.*?)/\* cdef end \*/", header, re.S)
     if not found:
-        raise SystemExit("assay.h: no text between 'cdef begin' and 'cdef end'")
-    return found.group(1)
+        raise SystemExit("a header without text between 'cdef begin' and 'cdef end'")
+    return "".join(found)
 
 
 if __name__ == "__main__":
     ffi = FFI()
-    ffi.cdef(declarations(Path(sys.argv[1]).read_text()))
-    ffi.set_source("assay._assay", '#include "assay.h"', py_limited_api=True)
-    ffi.emit_c_code(sys.argv[2])
+    for path in sys.argv[2:]:
+        ffi.cdef(declarations(Path(path).read_text()))
+    ffi.cdef(CALLBACKS)
+    ffi.set_source("assay._assay", '#include "cuda/assay_cuda.h"', py_limited_api=True)
+    ffi.emit_c_code(sys.argv[1])

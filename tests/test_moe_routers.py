@@ -141,6 +141,16 @@ def test_weights_are_the_score_alone_even_where_the_bias_drowns_it(variant):
     np.testing.assert_allclose(got.topk_weights, [[np.exp(-30.0), np.exp(-31.0)]], rtol=1e-5)
 
 
+def test_a_bias_that_masks_every_expert_leaves_empty_slots(variant):
+    x, bias = np.zeros((2, 5), np.float32), np.full(5, -np.inf, np.float32)
+    for scoring in ("softmax", "sigmoid", "none"):
+        for options in ({"isa": variant}, {"backend": "numba"}, {"backend": "reference"}):
+            got = assay.moe_route(x, 3, scoring=scoring, bias=bias, **options)
+            assert (got.topk_ids == -1).all()
+            assert (got.topk_weights == 0).all()
+            assert (got.status == 0).all()
+
+
 def test_minus_infinity_masks_an_expert_whatever_its_bias_and_a_bias_can_mask(variant):
     x = np.array([[-np.inf, 1, 2, 0]], np.float32)
     bias = np.array([9, 0, -np.inf, 0], np.float32)

@@ -37,6 +37,7 @@ FORBIDDEN = {
     "reference": {"ops", "_ffi", "jit", "cost", "speculation", "engine"},
     "quantize": {"ops", "_ffi", "jit", "cost", "measure", "formats", "report", "commands"},
     "jit": {"ops", "_ffi", "measure", "cost"},
+    "cuda": {"ops", "measure", "cost", "formats", "report", "commands", "profile", "engine", "speculation"},
 }
 #: Modules whose import alone costs a tenth of a second or more: only inside functions.
 SLOW = {"numba", "llvmlite", "scipy", "matplotlib", "torch", "pandas", "gguf", "pyarrow", "sklearn", "sqlite3"}
@@ -77,9 +78,9 @@ def test_only_ffi_touches_the_compiled_module():
             assert "assay._assay" not in imports(path), path
 
 
-def test_only_ops_calls_ffi():
+def test_only_ops_and_cuda_call_ffi():
     for path in PACKAGE.rglob("*.py"):
-        if path.parent.name != "ops" and path.name != "_ffi.py":
+        if path.parent.name not in {"ops", "cuda"} and path.name != "_ffi.py":
             assert "assay._ffi" not in imports(path), path
 
 

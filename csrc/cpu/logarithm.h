@@ -7,10 +7,9 @@
 #ifndef ASSAY_LOGARITHM_H
 #define ASSAY_LOGARITHM_H
 
-#include <stdint.h>
-#include <string.h>
+#include "vexp.h" /* ASSAY_SHARED */
 
-static inline double assay_log(double y) {
+ASSAY_SHARED double assay_log(double y) {
     uint64_t bits;
     memcpy(&bits, &y, 8);
     int64_t e = (int64_t)(bits >> 52) - 1023;

@@ -8,12 +8,12 @@
 
 #include "vexp.h"
 
-static inline float assay_sigmoid(float x) {
+ASSAY_SHARED float assay_sigmoid(float x) {
     const float e = assay_vexp(-fabsf(x));
     return (x >= 0 ? 1.0f : e) / (1.0f + e);
 }
 
-static inline float assay_softplus(float x) {
+ASSAY_SHARED float assay_softplus(float x) {
     const float e = assay_vexp(-fabsf(x));
     const float z = e / (2.0f + e), z2 = z * z;
     float p = 1.0f / 17;

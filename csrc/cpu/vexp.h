@@ -10,9 +10,15 @@
 #ifndef ASSAY_VEXP_H
 #define ASSAY_VEXP_H
 
+/* Functions that CUDA kernels take too, from behind ptx.cuh: the same bits there. */
+#ifdef __CUDACC__
+#define ASSAY_SHARED static __device__ __forceinline__
+#else
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#define ASSAY_SHARED static inline
+#endif
 
 #define VEXP_LOG2E 0x1.715476p+0f
 #define VEXP_MAGIC 0x1.8p+23f
@@ -25,7 +31,7 @@
 #define VEXP_C1 0x1.fffff6p-1f
 #define VEXP_LEAST -87.0f
 
-static inline float assay_vexp(float x) {
+ASSAY_SHARED float assay_vexp(float x) {
     const float z = fmaf(x, VEXP_LOG2E, VEXP_MAGIC);
     const float n = z - VEXP_MAGIC;
     const float r = fmaf(n, -VEXP_LN2_LOW, fmaf(n, -VEXP_LN2_HIGH, x));
@@ -44,7 +50,7 @@ static inline float assay_vexp(float x) {
 }
 
 /* Sums run in 16 lanes, element i in lane i mod 16, which are folded in this order. */
-static inline float assay_fold16(const float lane[16]) {
+ASSAY_SHARED float assay_fold16(const float lane[16]) {
     float s[8];
     for (int i = 0; i < 8; i++) s[i] = lane[i] + lane[i + 8];
     for (int i = 0; i < 4; i++) s[i] += s[i + 4];

@@ -64,6 +64,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         value: Any = version("assay")
+    elif name == "cuda":
+        value = import_module("assay.cuda")
     elif name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
     else:

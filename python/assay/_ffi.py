@@ -7,6 +7,7 @@ exports the buffer protocol. bfloat16, which numpy lacks, is carried as its uint
 import ctypes
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,16 @@ import numpy as np
 from .errors import AssayError, UnsupportedError
 
 try:
-    from ._assay import ffi, lib
+    from . import _assay
 except ImportError as exc:  # the wheel of another platform, or a source tree that was never built
     raise UnsupportedError(f"assay's compiled module does not load here ({exc}); build it with: pip install .") from exc
 
+ffi, lib = _assay.ffi, _assay.lib
+#: Folder of the compiled module and of what was built with it.
+PACKAGE = Path(_assay.__file__).parent
+
 __all__ = [
+    "PACKAGE",
     "Tensor",
     "as_output",
     "as_tensor",

@@ -1,42 +1,12 @@
 /* What lies between the GEMMs of an expert layer, in loops that a compiler vectorises: elementwise IEEE operations, so that
- * each tier has the same bits.
- *
- *   silu(x) = x sigmoid(x)
- *   gelu(x) = x (1 - q / 2) for x >= 0, x q / 2 below; q = erfc(|x| / sqrt 2) by Abramowitz and Stegun 7.1.26: |error| 1.5e-7
- *   gelu_tanh(x) = x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), the same as x / 2 (1 + tanh(...))
- *   relu(x), relu(x)^2; NaN stays NaN in all of them */
+ * each tier has the same bits. Activations: ../activations.h. */
 #ifndef ASSAY_MOE_EXPERTS_LOOPS_H
 #define ASSAY_MOE_EXPERTS_LOOPS_H
 
 #include "../../kernels.h"
-#include "../scores.h"
+#include "../activations.h"
 
 #define INLINE static inline __attribute__((always_inline))
-
-INLINE float half_erfc(float x) {
-    const float z = fabsf(x) * 0x1.6a09e6p-1f;
-    const float t = 1.0f / fmaf(0.3275911f, z, 1.0f);
-    float p = 1.061405429f;
-    p = fmaf(p, t, -1.453152027f);
-    p = fmaf(p, t, 1.421413741f);
-    p = fmaf(p, t, -0.284496736f);
-    p = fmaf(p, t, 0.254829592f);
-    return 0.5f * (p * t * assay_vexp(-(z * z)));
-}
-
-INLINE float act(int kind, float alpha, float x) {
-    if (kind == ASSAY_ACT_SILU) return x * assay_sigmoid(x);
-    if (kind == ASSAY_ACT_SWIGLU_OAI) return x * assay_sigmoid(alpha * x);
-    if (kind == ASSAY_ACT_GELU) {
-        const float q = half_erfc(x);
-        return x * (x >= 0 ? 1.0f - q : q);
-    }
-    if (kind == ASSAY_ACT_GELU_TANH) return x * assay_sigmoid(0x1.988454p+0f * fmaf(0.044715f * x, x * x, x));
-    const float r = x < 0 ? 0.0f : x;
-    return kind == ASSAY_ACT_RELU2 ? r * r : r;
-}
-
-INLINE float at_most(float x, float limit) { return x > limit ? limit : x; }
 
 INLINE void activate_rows(const assay_activation *a, int kind, int gated, const float *c, int64_t ldc, int64_t rows,
                           const float *bias, float *h, int64_t ldh, int64_t width) {
@@ -46,13 +16,8 @@ INLINE void activate_rows(const assay_activation *a, int kind, int gated, const 
         float both[ASSAY_TILE_N], unit[ASSAY_TILE_N];
         for (int i = 0; i < ASSAY_TILE_N; i++) both[i] = bias ? c[i] + bias[i] : c[i];
         for (int i = 0; i < units; i++) {
-            float f = act(kind, alpha, at_most(both[i], limit));
-            if (gated) {
-                float u = both[(16 + i) % ASSAY_TILE_N];
-                u = at_most(u < -limit ? -limit : u, limit);
-                f *= kind == ASSAY_ACT_SWIGLU_OAI ? u + 1.0f : u;
-            }
-            unit[i] = f;
+            unit[i] = gated ? assay_gated_unit(kind, alpha, limit, both[i], both[(16 + i) % ASSAY_TILE_N])
+                            : assay_activation_of(kind, alpha, assay_at_most(both[i], limit));
         }
         if (width == units)
             for (int i = 0; i < units; i++) h[i] = unit[i];

@@ -104,6 +104,7 @@ static inline void assay_route_weigh(const assay_route_args *a, int64_t t, const
     }
     if (a->renormalize) total = assay_route_sum(w, k) + (softmax ? 0 : 1e-20f);
     else if (!softmax) total = 1;
+    if (!chosen) total = 1; /* a bias of minus infinity everywhere: zeros, and not 0 / 0 */
     for (int64_t j = 0; j < k; j++) w[j] = w[j] / total * a->scaling;
 }
 

@@ -1,7 +1,6 @@
 """``assay doctor``: what is here, and what of it assay uses. Always prints: each probe is guarded by itself."""
 
 import argparse
-import ctypes
 import json
 import os
 import sys
@@ -14,6 +13,8 @@ ENVIRONMENT = {
     "ASSAY_ISA": "highest instruction-set tier that kernels may use",
     "ASSAY_NUM_THREADS": "threads of a call that names none",
     "ASSAY_PROFILE": "profile that `assay predict` reads",
+    "ASSAY_CUDA_DRIVER": "NVIDIA's driver, where it is not libcuda.so.1",
+    "ASSAY_CACHE": "where compiled GPU kernels are kept (in cuda/)",
     "ASSAY_DEBUG": "show the traceback of an error",
     "XDG_CACHE_HOME": "where the default profile lies (in assay/)",
 }
@@ -120,25 +121,31 @@ def _libraries() -> dict[str, str | None]:
 
 
 def _gpu() -> dict[str, Any]:
-    """NVIDIA devices by the driver alone: no CUDA context is made."""
-    devices = sorted(str(path) for path in Path("/dev").glob("nvidia[0-9]*"))
+    """NVIDIA GPUs by the driver: no CUDA context is made."""
+    from dataclasses import asdict
+
+    from assay import cuda
+    from assay.cuda.compile import WHEEL, find_nvrtc
+    from assay.errors import UnsupportedError
+
+    report: dict[str, Any] = {
+        "available": False,
+        "device_files": sorted(str(path) for path in Path("/dev").glob("nvidia[0-9]*")),
+        "nvrtc": str(find_nvrtc() or "") or None,
+    }
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as exc:
-        return {"available": False, "why": f"no NVIDIA driver: {exc}", "device_files": devices}
-    status = driver.cuInit(0)
-    count, version = ctypes.c_int(), ctypes.c_int()
-    if status:
-        return {"available": False, "why": f"cuInit failed with status {status}", "device_files": devices}
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    names = []
-    for i in range(count.value):
-        text = ctypes.create_string_buffer(256)
-        driver.cuDeviceGetName(text, 256, i)
-        names.append(text.value.decode(errors="replace"))
-    why = "this version has no GPU kernels yet" if names else "the driver sees no device"
-    return {"available": False, "why": why, "devices": names, "driver_cuda": version.value}
+        version, path = cuda.driver()
+        found = [cuda.device(i) for i in range(cuda.device_count())]
+    except (UnsupportedError, cuda.CudaError) as exc:
+        return {**report, "why": str(exc)}
+    report |= {"driver": path, "driver_cuda": f"{version[0]}.{version[1]}", "devices": [asdict(d) for d in found]}
+    usable = [d for d in found if d.capability >= (8, 0)]
+    if not usable:
+        return {**report, "why": "compute capability 8.0 (A100, RTX 30) or newer is needed"}
+    code = cuda.code_for(usable[0])
+    if code is None:
+        return {**report, "why": f"no kernels compiled for it are here: pip install '{WHEEL}'"}
+    return {**report, "available": True, "why": f"kernels: {code}"}
 
 
 def _environment() -> dict[str, Any]:
@@ -187,7 +194,11 @@ def _text(report: dict[str, Any]) -> str:
         "kernels": _kernels_text,
         "threads": _threads_text,
         "libraries": lambda s: [", ".join(f"{name} {v or '-'}" for name, v in s.items())],
-        "gpu": lambda s: [", ".join([*s.get("devices", []), s["why"]])],
+        "gpu": lambda s: [
+            *(f"cuda:{d['ordinal']} {d['name']}, compute capability {d['capability'][0]}.{d['capability'][1]}, "
+              f"{d['sms']} multiprocessors, {_bytes(d['memory_bytes'])}, L2 {_bytes(d['l2_bytes'])}" for d in s.get("devices", [])),
+            s["why"],
+        ],
         "environment": lambda s: [
             *(f"{name}={v['value'] if v['value'] is not None else '(not set)'}: {v['meaning']}"
               for name, v in s["understood"].items()),

@@ -170,7 +170,12 @@ def _moe(s: Mapping[str, FloatArray], fmt: NumberFormat, sms: float) -> Work:
     scaled = [(np.log(s["tokens"]), 0.6), (np.log(s["hidden"]), 0.4), (np.log(inter), 0.5), (np.log(local), 0.4)]
     scaled += [(np.log(s["top_k"]), 0.4), (np.log(s["ep"]), 0.3), (np.log(s["tp"]), 0.3), (np.log(pairs), 0.5)]
     scaled += [(s["alpha"], 0.4), ((s["alpha"] > 0).astype(np.float64), 0.6), (np.log(touched), 0.5)]
-    scaled += [(np.log(pairs / touched), 0.5), (np.log(s["num_experts"]), 0.2), (np.log(loads.most / pairs), 0.3), (np.log(loads.tokens), 0.3)]
+    scaled += [
+        (np.log(pairs / touched), 0.5),
+        (np.log(s["num_experts"]), 0.2),
+        (np.log(loads.most / pairs), 0.3),
+        (np.log(loads.tokens), 0.3),
+    ]
     scaled += [(value, 0.3) for value in padded]
     for rows in (1, 2, 3):
         for width in (2.0 * inter, s["hidden"]):

@@ -139,6 +139,8 @@ def _weigh(row, scoring, renormalize, scaling, largest, total, chosen, w, ids): 
             total += _EPS
     elif scoring != _SOFTMAX:
         total = np.float32(1)
+    if chosen == 0:
+        total = np.float32(1)
     for j in range(len(w)):
         w[j] = np.float32(w[j] / total) * scaling
 

@@ -90,9 +90,10 @@ class Workloads:
     def _gemm(self, point: Point) -> Iterator[Call]:
         p, threads = point.params, point.threads
         m, n, k, group_size, symmetric = (p[name] for name in ("m", "n", "k", "group_size", "symmetric"))
-        gemm: Callable[..., Any] = {
+        products: dict[str, Callable[..., Any]] = {
             "w4a8_gemm": int4.w4a8_gemm, "w4a16_gemm": int4.w4a16_gemm, "w8a8_gemm": int8.w8a8_gemm,
-        }[point.op]  # fmt: skip
+        }  # fmt: skip
+        gemm = products[point.op]
         bits = 8 if point.op == "w8a8_gemm" else 4
         nbytes = int(packed_bytes(n, k, group_size, symmetric, bits))
 

@@ -5,15 +5,19 @@ and, readable aloud, in :mod:`assay.reference`. Row i of the output has the same
 threads, every position in the batch, and every C variant.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import reference
 from .._ffi import FLOAT_DTYPES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
 from ._backends import twin, widen, widen_a16
+from ._devices import on_device
 from ._gemm import aligned_empty, check_group, gemm_tensors, half_scales, pointer
 from .wide import PackedWide, wide_gemm
+
+if TYPE_CHECKING:
+    from ..cuda.gemm import DeviceInt4
 
 
 class PackedInt4:
@@ -66,6 +70,12 @@ class PackedInt4:
     def dequantize(self) -> np.ndarray:
         """float32 [N, K]."""
         return reference.dequantize_int4(*self.unpack(), self.k, self.group_size)
+
+    def to_device(self, device: int = 0) -> "DeviceInt4":
+        """The same weights on a GPU, in the order of its kernels, for the ops whose activations are there."""
+        from ..cuda.gemm import pack_on_device
+
+        return pack_on_device(*self.unpack(), self.k, self.group_size, device)
 
 
 def pack(qweight: Any, scales: Any, zeros: Any = None, *, k: int | None = None, group_size: int | None = None,
@@ -124,16 +134,16 @@ def pack(qweight: Any, scales: Any, zeros: Any = None, *, k: int | None = None, 
     return PackedInt4(n, k, group_size, z is None, data)
 
 
-def w4a8_gemm(a: Any, w: PackedInt4 | PackedWide, out: Any = None, *, backend: str = "c", isa: str | None = None,
-              num_threads: int | None = None) -> Any:  # fmt: skip
+def w4a8_gemm(a: Any, w: "PackedInt4 | PackedWide | DeviceInt4", out: Any = None, *, backend: str = "c",
+              isa: str | None = None, num_threads: int | None = None, stream: Any = None) -> Any:  # fmt: skip
     """INT4 weights, activations quantised to int8 per row and group on the way in.
 
     Parameters
     ----------
     a : float32, float16 or bfloat16 [M, K]
-        numpy or any CPU DLPack tensor; rows may be strided, the last dimension dense. A row with a NaN or infinity
-        comes out NaN, other rows do not notice.
-    w : PackedInt4, or PackedWide of 4 bits
+        numpy or any DLPack tensor; rows may be strided, the last dimension dense. A row with a NaN or infinity
+        comes out NaN, other rows do not notice. An array on a GPU makes the call run there.
+    w : PackedInt4, or PackedWide of 4 bits; on a GPU, :meth:`PackedInt4.to_device`'s
     out : float32 [M, N], optional
         Written in place and returned.
     backend : {"c", "numba", "reference"}
@@ -141,36 +151,50 @@ def w4a8_gemm(a: Any, w: PackedInt4 | PackedWide, out: Any = None, *, backend: s
         Force a C variant ("scalar", "avx2", ...). :class:`assay.UnsupportedError` when this CPU lacks it.
     num_threads : int, optional
         1 runs on the calling thread alone. Default: ASSAY_NUM_THREADS, else the CPUs this process may use.
+    stream : optional
+        On a GPU: the CUDA stream to run on (its address, or a stream of torch, CuPy, Numba or assay.cuda). Default: the one
+        that `a` is used on (docs/cuda.md).
 
     Returns
     -------
     float32 [M, N]
+        numpy, or on a GPU an :class:`assay.cuda.DeviceArray`, which other libraries read by DLPack.
     """
-    return _gemm(a, w, out, False, backend, isa, num_threads)
+    return _gemm(a, w, out, False, backend, isa, num_threads, stream)
 
 
-def w4a16_gemm(a: Any, w: PackedInt4 | PackedWide, out: Any = None, *, backend: str = "c", isa: str | None = None,
-               num_threads: int | None = None) -> Any:  # fmt: skip
-    """INT4 weights, activations at their own precision float32 sums.
+def w4a16_gemm(a: Any, w: "PackedInt4 | PackedWide | DeviceInt4", out: Any = None, *, backend: str = "c",
+               isa: str | None = None, num_threads: int | None = None, stream: Any = None) -> Any:  # fmt: skip
+    """INT4 weights, activations at their own precision, float32 sums.
 
-    float16 and bfloat16 are widened exactly, except that a bfloat16 smaller than 2^-100 in size counts as zero.
+    float16 and bfloat16 are widened exactly, except that a bfloat16 smaller than 2^-100 in size counts as zero. On a GPU
+    activations are float16 or bfloat16, and the products are its tensor cores'.
 
     Parameters and result as :func:`w4a8_gemm`.
     """
-    return _gemm(a, w, out, True, backend, isa, num_threads)
+    return _gemm(a, w, out, True, backend, isa, num_threads, stream)
 
 
-def _inputs(a: Any, w: PackedInt4, out: Any) -> tuple[Tensor, Tensor]:
-    if not isinstance(w, PackedInt4):
-        raise TypeError(f"w: expected PackedInt4 (see assay.pack), got {type(w).__name__}")
-    return gemm_tensors(a, w.n, w.k, out)
+def _on_host(w: Any) -> PackedInt4:
+    if isinstance(w, PackedInt4):
+        return w
+    from ..cuda.gemm import DeviceInt4
+
+    if isinstance(w, DeviceInt4):
+        raise TypeError(f"a: expected an array on cuda:{w.device} as w is, got one on the host")
+    raise TypeError(f"w: expected PackedInt4 (see assay.pack), got {type(w).__name__}")
 
 
-def _gemm(a: Any, w: PackedInt4 | PackedWide, out: Any, a16: bool, backend: str, isa: str | None,
-          num_threads: int | None) -> Any:  # fmt: skip
+def _gemm(a: Any, w: "PackedInt4 | PackedWide | DeviceInt4", out: Any, a16: bool, backend: str, isa: str | None,
+          num_threads: int | None, stream: Any) -> Any:  # fmt: skip
+    if on_device(a, backend, stream):
+        from ..cuda.gemm import w4_gemm
+
+        return w4_gemm(a, w, out, a16, isa, stream)
     if isinstance(w, PackedWide):
         return wide_gemm(a, w, out, 4, a16, backend, isa, num_threads)
-    x, c = _inputs(a, w, out)
+    w = _on_host(w)
+    x, c = gemm_tensors(a, w.n, w.k, out)
     m = x.array.shape[0]
     if backend == "c":
         size = lib.assay_w4_gemm_workspace(w._struct, m, a16)
@@ -211,8 +235,8 @@ class SplitGemm:
     """
 
     def __init__(self, a: Any, w: PackedInt4, out: Any = None, *, a16: bool = False, isa: str | None = None) -> None:
-        self._a, self._c = _inputs(a, w, out)
-        self._w, self._a16, self._isa = w, a16, isa
+        self._w, self._a16, self._isa = _on_host(w), a16, isa
+        self._a, self._c = gemm_tensors(a, w.n, w.k, out)
         self._m = self._a.array.shape[0]
         self._size = lib.assay_w4_gemm_workspace(w._struct, self._m, a16)
         self._scratch = ffi.from_buffer(np.empty(self._size, np.uint8))

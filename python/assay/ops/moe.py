@@ -6,6 +6,8 @@ import numpy as np
 
 from .. import reference
 from .._ffi import FLOAT_DTYPES, FLOAT_NAMES, as_tensor, check, ffi, lib, thread_count, variant_index
+from ..cuda import device_of
+from ..cuda.moe import route as route_on_device
 from ._backends import twin, widen
 from ._outputs import as_outputs, copy_back, dense
 
@@ -46,7 +48,7 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool | None = None, o
               scoring: str = "softmax", bias: Any = None, n_group: int = 1, topk_group: int = 1,
               group_score: str | None = None, routed_scaling_factor: float = 1.0, num_shared: int = 0,
               shared_weight: float = 1.0, backend: str = "c", isa: str | None = None,
-              num_threads: int | None = None) -> RouteResult:  # fmt: skip
+              num_threads: int | None = None, stream: Any = None) -> RouteResult:  # fmt: skip
     """A score of every expert, then the top_k of them.
 
     A row's result has the same bits in any batch, for any number of threads and in every C variant; equal keys go to
@@ -55,7 +57,8 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool | None = None, o
     Parameters
     ----------
     router_logits : float32, float16 or bfloat16 [T, E]
-        numpy or any CPU DLPack tensor; rows may be strided, the last dimension dense. T = 0 is fine.
+        numpy, any CPU DLPack tensor, or an array on a GPU, which then holds the results; rows may be strided, the last
+        dimension dense. T = 0 is fine. A GPU takes at most 2048 experts, and has the same bits as the CPU.
     top_k : int
         1..E.
     renormalize : bool, optional
@@ -67,7 +70,8 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool | None = None, o
         Score of a logit l: softmax over all experts; softmax over the chosen alone (the same as "softmax" renormalised);
         1 / (1 + exp(-l)); sqrt(log(1 + exp(l))); l itself.
     bias : float32 [E], optional
-        Added to the score for the choice only; weights are the score alone, recomputed from the logit (DeepSeek-V3).
+        Added to the score for the choice only; weights are the score alone, recomputed from the logit (DeepSeek-V3). On a
+        GPU, where it is not looked at beforehand, one with a NaN or plus infinity gives every row that status.
     n_group, topk_group : int
         Experts lie in n_group equal groups, and are chosen from the topk_group best of them; all others count as minus
         infinity.
@@ -79,10 +83,13 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool | None = None, o
     num_shared, shared_weight : int, float
         Each routed row ends in slots for experts E .. E + num_shared - 1 of that weight.
     backend : {"c", "numba", "reference"}
+        On a GPU "c" is the compiled kernel, and the Numba-CUDA twin where none is compiled for that architecture.
     isa : str, optional
         Force a C variant. :class:`assay.UnsupportedError` when this CPU lacks it.
     num_threads : int, optional
         1 runs on the calling thread alone. Default: ASSAY_NUM_THREADS, else the CPUs this process may use.
+    stream : optional
+        CUDA stream of a call on a GPU; see :mod:`assay.cuda`.
 
     Raises
     ------
@@ -98,10 +105,12 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool | None = None, o
         tokens, experts = router_logits.shape
         if 0 < tokens <= _MOST and 0 < top_k <= experts <= _MOST:
             return _route_plain(router_logits, top_k, renormalize is None or bool(renormalize), num_threads)
-    x = as_tensor(router_logits, "router_logits", FLOAT_NAMES, 2)
-    tokens, experts = x.array.shape
-    if experts < 1 or max(tokens, experts) > _MOST:
-        raise ValueError(f"router_logits: expected [T, E] with 1 <= E and T, E < 2^31, got {list(x.shape)}")
+    on_device = device_of(router_logits) is not None
+    x = None if on_device else as_tensor(router_logits, "router_logits", FLOAT_NAMES, 2)
+    shape = tuple(router_logits.shape) if x is None else x.shape
+    if len(shape) != 2 or shape[1] < 1 or max(shape) > _MOST:
+        raise ValueError(f"router_logits: expected [T, E] with 1 <= E and T, E < 2^31, got {list(shape)}")
+    tokens, experts = shape
     top_k = _count(top_k, "top_k", 1, experts, "E")
     if scoring not in _SCORES:
         raise ValueError(f"scoring: expected one of {', '.join(_SCORES)}, got {scoring!r}")
@@ -112,6 +121,17 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool | None = None, o
     extras = _Extras(top_k, bool(renormalize))
     if num_shared or bias is not None or n_group != 1 or routed_scaling_factor != 1 or topk_group != 1:
         extras.check(experts, bias, n_group, topk_group, group_score, routed_scaling_factor, num_shared, shared_weight)
+    if x is None:
+        if experts > _MOST_KEYED:
+            raise ValueError(f"router_logits: expected at most {_MOST_KEYED} experts on a GPU, got {experts}")
+        if backend not in {"c", "numba"} or isa is not None:
+            raise ValueError(f"backend: expected 'c' or 'numba', and no isa, on a GPU, got {backend!r}, isa={isa!r}")
+        return RouteResult(*route_on_device(
+            router_logits, top_k, extras.renormalize, out, _SCORES[scoring], bias, extras.n_group, extras.topk_group,
+            extras.top2, extras.scaling, extras.num_shared, extras.shared_weight, backend, stream,
+        ))  # fmt: skip
+    if bias is not None:
+        extras.take_bias(bias, experts)
     width = top_k + extras.num_shared
     outputs, result = as_outputs(
         out, ("topk_weights", "topk_ids", "status"), ("float32", "int32", "int32"),
@@ -189,12 +209,6 @@ class _Extras:
             )
         if group_score not in (None, "max", "top2"):
             raise ValueError(f"group_score: expected 'max' or 'top2', got {group_score!r}")
-        if bias is not None:
-            self.bias = np.ascontiguousarray(as_tensor(bias, "bias", ("float32",), 1).array)
-            if self.bias.shape != (experts,):
-                raise ValueError(f"bias: expected [E] = [{experts}], got {list(self.bias.shape)}")
-            if not (self.bias < np.inf).all():
-                raise ValueError("bias: expected finite values or minus infinity, got NaN or plus infinity")
         if experts > _MOST_KEYED and (bias is not None or self.n_group > 1):
             raise ValueError(
                 f"router_logits: expected at most {_MOST_KEYED} experts with a bias or groups, got {experts}"
@@ -205,6 +219,13 @@ class _Extras:
             if not np.isfinite(value):
                 raise ValueError(f"{name}: expected a finite number, got {value}")
         self.scaling, self.shared_weight = float(scaling), float(shared_weight)
+
+    def take_bias(self, bias: Any, experts: int) -> None:
+        self.bias = np.ascontiguousarray(as_tensor(bias, "bias", ("float32",), 1).array)
+        if self.bias.shape != (experts,):
+            raise ValueError(f"bias: expected [E] = [{experts}], got {list(self.bias.shape)}")
+        if not (self.bias < np.inf).all():
+            raise ValueError("bias: expected finite values or minus infinity, got NaN or plus infinity")
 
 
 def _count(value: Any, name: str, least: int, most: int, symbol: str) -> int:

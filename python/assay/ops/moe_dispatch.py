@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._ffi import as_output, as_tensor, check, ffi, lib, thread_count, variant_index
+from ..cuda import device_of
+from ..cuda import moe as on_device
 from ._gemm import pointer
 from .moe import moe_route
 
@@ -26,13 +28,16 @@ class Alignment(NamedTuple):
         Where each slot went, -1 for an empty one.
     counts : int64 [experts]
         Slots of each local expert, padding not counted.
+
+    On a GPU sizes stay there: the arrays are DeviceArrays, sorted_token_ids and expert_ids as long as P can become, with
+    T * k and -1 behind P, and num_tokens_post_padded is int32 [1].
     """
 
-    sorted_token_ids: np.ndarray
-    expert_ids: np.ndarray
-    num_tokens_post_padded: int
-    position: np.ndarray
-    counts: np.ndarray
+    sorted_token_ids: Any
+    expert_ids: Any
+    num_tokens_post_padded: Any
+    position: Any
+    counts: Any
 
 
 def _ids(topk_ids: Any) -> np.ndarray:
@@ -42,7 +47,8 @@ def _ids(topk_ids: Any) -> np.ndarray:
     return ids
 
 
-def moe_align(topk_ids: Any, num_experts: int, block_size: int = 1, expert_map: Any = None) -> Alignment:
+def moe_align(topk_ids: Any, num_experts: int, block_size: int = 1, expert_map: Any = None, *,
+              num_local_experts: int | None = None, stream: Any = None) -> Alignment:  # fmt: skip
     """Sorts slots by expert, each expert's padded to whole blocks: a stable counting sort, the same for any number of threads.
 
     Parameters
@@ -53,9 +59,19 @@ def moe_align(topk_ids: Any, num_experts: int, block_size: int = 1, expert_map: 
     block_size : int
         Rows of a block; 1 for no padding.
     expert_map : int32 [num_experts], optional
-        The local number of each expert, -1 for those of other ranks, whose slots go nowhere. Local numbers are 0 up to the
-        largest in the map.
+        The local number of each expert, -1 for those of other ranks, whose slots go nowhere.
+    num_local_experts : int, optional
+        With an expert_map: local numbers are below it, slots of greater ones go nowhere. Default: up to the largest in the
+        map; on a GPU, where the map is not looked at beforehand, num_experts.
+    stream : optional
+        CUDA stream of a call on a GPU; see :mod:`assay.cuda`.
     """
+    if num_local_experts is not None and (expert_map is None or not 0 <= num_local_experts <= _MOST):
+        raise ValueError(f"num_local_experts: expected at least 0, and an expert_map with it, got {num_local_experts}")
+    if device_of(topk_ids) is not None:
+        if not 1 <= num_experts <= _MOST or not 1 <= block_size <= _MOST:
+            raise ValueError(f"num_experts, block_size: expected at least 1, got {num_experts}, {block_size}")
+        return Alignment(*on_device.align(topk_ids, num_experts, block_size, expert_map, num_local_experts, stream))
     ids = _ids(topk_ids)
     if num_experts < 1 or not 1 <= block_size <= _MOST:
         raise ValueError(f"num_experts, block_size: expected at least 1, got {num_experts}, {block_size}")
@@ -64,7 +80,8 @@ def moe_align(topk_ids: Any, num_experts: int, block_size: int = 1, expert_map: 
         owner = as_tensor(expert_map, "expert_map", ("int32",), 1, contiguous=True).array
         if owner.shape != (num_experts,):
             raise ValueError(f"expert_map: expected [num_experts] = [{num_experts}], got {list(owner.shape)}")
-        local, table = int(max(owner.max(), -1)) + 1, pointer(owner, "int32_t *")
+        local = int(max(owner.max(), -1)) + 1 if num_local_experts is None else num_local_experts
+        table = pointer(owner, "int32_t *")
     offsets, counts, cursor = np.zeros(local + 1, np.int64), np.zeros(local, np.int64), np.zeros(local, np.int64)
     slots = pointer(ids, "int32_t *")
     bounds = pointer(offsets, "int64_t *")
@@ -102,11 +119,13 @@ def moe_permute(x: Any, alignment: Alignment) -> np.ndarray:
 
 
 def moe_unpermute(y: Any, alignment: Alignment, topk_weights: Any, out: Any = None, *, isa: str | None = None,
-                  num_threads: int | None = None) -> Any:  # fmt: skip
+                  num_threads: int | None = None, stream: Any = None) -> Any:  # fmt: skip
     """Each token's weighted sum of its experts' rows y float32 [P, H]: float32 [T, H], slots in order, one FMA a slot.
 
-    The bits do not depend on the batch, the number of threads or the C variant; empty slots add nothing.
+    The bits do not depend on the batch, the number of threads, the C variant or the device; empty slots add nothing.
     """
+    if device_of(y) is not None:
+        return on_device.unpermute(y, alignment, topk_weights, out, stream)
     rows = as_tensor(y, "y", ("float32",), 2)
     tokens, top_k = alignment.position.shape
     weights = np.ascontiguousarray(as_tensor(topk_weights, "topk_weights", ("float32",), 2).array)

@@ -19,6 +19,9 @@ from .._ffi import (
     variant_index,
     workspace,
 )  # fmt: skip
+from ..cuda import device_of
+from ..cuda.moe_experts import DeviceExperts
+from ..cuda.moe_experts import experts as experts_on_device
 from ._backends import twin, widen, widen_a16
 from ._gemm import aligned_empty, check_group, half_scales, pointer
 from .int4 import PackedInt4
@@ -109,6 +112,10 @@ class PackedExperts:
         s = self.shape
         up = PackedInt4(_columns(s), s.hidden, *self.gate_up_format, self.gate_up[e])
         return up, PackedInt4(s.hidden, s.intermediate, *self.down_format, self.down[e])
+
+    def to_device(self, device: int = 0, *, stream: Any = None) -> DeviceExperts:
+        """A copy in a GPU's memory and its kernels' layout, for :func:`moe_experts` with `x` on that GPU."""
+        return DeviceExperts(self, device, stream)
 
     def __repr__(self) -> str:
         s = self.shape
@@ -282,10 +289,10 @@ def _stacked(parts: list[tuple[Any, ...]], i: int) -> np.ndarray | None:
     return None if parts[0][i] is None else np.stack([part[i] for part in parts])
 
 
-def moe_experts(x: Any, topk_ids: Any, topk_weights: Any, experts: PackedExperts, out: Any = None, *, a16: bool = False,
-                weights_on_input: bool = False, num_shared: int = 0, shared_weight: Any = 1.0, expert_map: Any = None,
-                return_cost: bool = False, backend: str = "c", isa: str | None = None,
-                num_threads: int | None = None) -> Any:  # fmt: skip
+def moe_experts(x: Any, topk_ids: Any, topk_weights: Any, experts: PackedExperts | DeviceExperts, out: Any = None, *,
+                a16: bool = False, weights_on_input: bool = False, num_shared: int = 0, shared_weight: Any = 1.0,
+                expert_map: Any = None, return_cost: bool = False, backend: str = "c", isa: str | None = None,
+                num_threads: int | None = None, stream: Any = None) -> Any:  # fmt: skip
     """Each token through its experts, weighted and summed.
 
     A token's output has the same bits in any batch, for any number of threads and in every C variant. Each expert's weights
@@ -299,6 +306,8 @@ def moe_experts(x: Any, topk_ids: Any, topk_weights: Any, experts: PackedExperts
         An id outside 0..E-1 (as -1) is an empty slot and adds nothing.
     topk_weights : float32 [T, k]
     experts : PackedExperts
+        With `x` on a GPU what its ``to_device`` made. There a16 takes float16 and bfloat16, hidden units are rounded to
+        x's type, and sums are the tensor core's; w4a8 of more than 64 tokens has the CPU's bits.
     out : float32 [T, H], optional
         Written in place and returned.
     a16 : bool
@@ -319,11 +328,20 @@ def moe_experts(x: Any, topk_ids: Any, topk_weights: Any, experts: PackedExperts
         Force a C variant. :class:`assay.UnsupportedError` when this CPU lacks it.
     num_threads : int, optional
         1 runs on the calling thread alone. Default: ASSAY_NUM_THREADS, else the CPUs this process may use.
+    stream : optional
+        CUDA stream of a call on a GPU; see :mod:`assay.cuda`.
 
     Returns
     -------
     float32 [T, H], or (that, ExpertsCost)
     """
+    if device_of(x) is not None:
+        if num_shared or return_cost or backend != "c" or isa is not None:
+            raise ValueError(
+                "num_shared, return_cost, backend, isa: expected none of them on a GPU, where moe_route(num_shared=...) names the "
+                f"shared experts, got num_shared={num_shared}, return_cost={return_cost}, backend={backend!r}, isa={isa!r}"
+            )
+        return experts_on_device(x, topk_ids, topk_weights, experts, out, a16, weights_on_input, expert_map, stream)
     if not isinstance(experts, PackedExperts):
         raise TypeError(f"experts: expected PackedExperts (see assay.pack_experts), got {type(experts).__name__}")
     shape = experts.shape

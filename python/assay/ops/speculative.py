@@ -10,6 +10,7 @@ from ..errors import RowError
 from ..reference.verify_arguments import RULES, VerifyArguments, VerifyOutputs
 from . import _verify_arguments as arguments
 from ._backends import twin, widen
+from ._devices import on_device
 from ._outputs import as_outputs, copy_back, dense
 from ._verify_arguments import Ragged, SparseProbs
 
@@ -33,7 +34,8 @@ class VerifyResult(NamedTuple):
     status : int32 [B]
         0, or why the request emits nothing: 1 a NaN in a row of logits that was reached (or a draft probability that
         was read is negative or not finite), 2 such a row is minus infinity throughout, 3 it holds a plus infinity,
-        4 a draft token id is below -1, 5 `parents` make no tree.
+        4 a draft token id is below -1, 5 `parents` make no tree, 6 (on a GPU) an offset, a temperature or the like is out of
+        its range.
     accept_index : int32 [B, W - 1]
         The accepted drafts, as indices within the request, root to leaf: the rows whose keys and values stay; -1 pads.
     logprobs : float32 [B, W] or None
@@ -64,7 +66,7 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
            posterior_alpha: float = 0.3, threshold_single: float = 1.0, threshold_acc: float = 1.0,
            stop_token_ids: Any = None, max_emit: Any = None, draft_to_target: Any = None,
            return_logprobs: bool = False, on_status: str = "return", out: Any = None, backend: str = "c", isa: str | None = None,
-           num_threads: int | None = None) -> VerifyResult:  # fmt: skip
+           num_threads: int | None = None, max_drafts: int | None = None, stream: Any = None) -> VerifyResult:  # fmt: skip
     """Verifies the drafts of a ragged batch of requests, chains or trees, in one call.
 
     Request b drafted ``K_b = cu[b + 1] - cu[b]`` tokens (none is fine) and owns K_b + 1 rows of `target_logits`, from
@@ -110,7 +112,9 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
     Parameters
     ----------
     target_logits : float32, float16 or bfloat16 [sum(K_b + 1), V]
-        numpy or any CPU DLPack tensor; rows may be strided. Rows that the walk does not reach are not read.
+        numpy or any DLPack tensor; rows may be strided. On the CPU rows that the walk does not reach are not read. An array
+        on a GPU makes the call run there: the other arguments may then be there too, ids as int32, or on the host, from where
+        they are copied; results are there.
     draft_token_ids : int32 or int64 [sum K_b]
         -1: absent, with all that follow it; an id of V or more is rejected.
     cu_num_draft_tokens : int32 [B + 1]
@@ -163,16 +167,41 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         The reference computes in float64.
     isa, num_threads
         As for :func:`assay.w4a8_gemm`.
+    max_drafts : int, optional
+        On a GPU: the most drafts that a request can have, for the width of the output where `cu_num_draft_tokens` is there too.
+        Default: all of them.
+    stream : optional
+        On a GPU: as for :func:`assay.w4a8_gemm`.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what was wanted and what came. Bad data in a row is no exception but a status.
+        Naming the argument, what was wanted and what came. Bad data in a row is no exception but a status, as are values
+        of arrays on a GPU, which the host does not see.
+    UnsupportedError
+        On a GPU: `draft_to_target`, and `allowed_token_ids` beside a `bitmask` that is there.
     RowError
         With ``on_status="raise"``: the first request whose status is not 0. `out` is written nevertheless.
     """
     if on_status not in ("return", "raise"):
         raise ValueError(f"on_status: expected return or raise, got {on_status!r}")
+    if on_device(target_logits, backend, stream):
+        if isa is not None:
+            raise ValueError(f"isa: expected None for arrays on a GPU, got {isa!r}")
+        options = {
+            "rule": rule, "parents": parents, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "typical_p": typical_p, "repetition_penalty": repetition_penalty, "frequency_penalty": frequency_penalty,
+            "presence_penalty": presence_penalty, "prompt_token_ids": prompt_token_ids,
+            "generated_token_ids": generated_token_ids, "logit_bias": logit_bias, "allowed_token_ids": allowed_token_ids,
+            "banned_token_ids": banned_token_ids, "bitmask": bitmask, "seed": seed, "position": position,
+            "uniforms": uniforms, "posterior_threshold": posterior_threshold, "posterior_alpha": posterior_alpha,
+            "threshold_single": threshold_single, "threshold_acc": threshold_acc, "stop_token_ids": stop_token_ids,
+            "max_emit": max_emit, "draft_to_target": draft_to_target, "return_logprobs": return_logprobs,
+        }  # fmt: skip
+        given = (target_logits, draft_token_ids, cu_num_draft_tokens, draft_probs)
+        return _on_gpu(given, options, on_status, out, max_drafts, stream)
+    if max_drafts is not None:
+        raise ValueError(f"max_drafts: expected None for arrays on the host, got {max_drafts}")
     logits = as_tensor(target_logits, "target_logits", FLOAT_NAMES, 2)
     cu = arguments.starts(cu_num_draft_tokens)
     batch, drafts, most = arguments.counts(cu)
@@ -237,12 +266,30 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         ints = tuple(result)
     if on_status == "raise":
         _raise_first(written.status)
-    lossy = rule in _WITH_THRESHOLDS and sampled and (rule == "typical" or min(threshold_acc, threshold_single) < 1)
-    return VerifyResult(*ints[:5], logprobs, not lossy, ints[5])
+    lossless = _is_lossless(rule, sampled, threshold_acc, threshold_single)
+    return VerifyResult(*ints[:5], logprobs, lossless, ints[5])
+
+
+def _is_lossless(rule: str, sampled: bool, threshold_acc: float, threshold_single: float) -> bool:
+    lossy = rule == "typical" or (rule == "target_only" and min(threshold_acc, threshold_single) < 1)
+    return not (sampled and lossy)
+
+
+def _on_gpu(given: tuple[Any, Any, Any, Any], options: dict[str, Any], on_status: str, out: Any, max_drafts: int | None,
+            stream: Any) -> VerifyResult:  # fmt: skip
+    from ..cuda import verify as device
+
+    ints, logprobs, sampled = device.verify(*given, options, _earlier(out), max_drafts, stream, arguments)
+    if on_status == "raise":
+        _raise_first(device.read_back(ints[3]))
+    lossless = _is_lossless(options["rule"], sampled, options["threshold_acc"], options["threshold_single"])
+    tokens, accepted, emitted, status, path, counters = ints
+    return VerifyResult(tokens, accepted, emitted, status, path, logprobs, lossless, counters)
 
 
 _STATUS = ("", "a NaN in a row of logits, or a draft probability that is none", "a row of logits that is minus infinity",
-           "plus infinity in a row of logits", "a draft token id below -1", "parents that make no tree")  # fmt: skip
+           "plus infinity in a row of logits", "a draft token id below -1", "parents that make no tree",
+           "a value on the GPU that is out of its range")  # fmt: skip
 
 
 def _raise_first(status: np.ndarray) -> None:
@@ -276,7 +323,10 @@ def sample(
     """
     if rule not in ("sampled", "gumbel", "greedy"):
         raise ValueError(f"rule: expected sampled, gumbel or greedy, got {rule!r}")
-    rows = as_tensor(logits, "logits", FLOAT_NAMES, 2).shape[0]
+    if on_device(logits, options.get("backend", "c"), options.get("stream")):
+        rows = int(logits.shape[0])
+    else:
+        rows = as_tensor(logits, "logits", FLOAT_NAMES, 2).shape[0]
     none = np.zeros(rows + 1, np.int32)
     return verify(logits, _NONE_DRAFTED, none, rule=rule, seed=seed, position=position, **options)
 

@@ -8,6 +8,7 @@ from .. import reference
 from .._ffi import as_tensor, check, ffi, lib
 from ..reference.tree import TreeLayout
 from ._backends import twin
+from ._devices import on_device
 from ._verify_arguments import is_plain
 
 #: A tree may have so many nodes.
@@ -18,14 +19,14 @@ _INTS, _LONGS, _BYTES, _WORDS = (ffi.typeof(f"{name}[]") for name in ("int32_t",
 
 
 def tree_build(parents: Any, tokens: Any = None, *, position: int = 0, max_depth: int | None = None,
-               backend: str = "c") -> TreeLayout:  # fmt: skip
-    """The layout of one draft tree.
+               backend: str = "c", stream: Any = None) -> Any:  # fmt: skip
+    """The layout of one draft tree; on a GPU of one or several.
 
     Parameters
     ----------
     parents : int32 or int64 [n]
         Each node's parent by index, which comes before it; -1 for a child of the root, the last emitted token.
-        At most 4096 nodes; none is fine.
+        At most 4096 nodes; none is fine. An array on a GPU, int32 [n] or of several trees [trees, n], makes the call run there.
     tokens : int32 or int64 [n], optional
         Where given, siblings must differ.
     position : int
@@ -33,17 +34,24 @@ def tree_build(parents: Any, tokens: Any = None, *, position: int = 0, max_depth
     max_depth : int, optional
         Deeper trees get a status. Default: none is too deep.
     backend : {"c", "numba", "reference"}
+    stream : optional
+        On a GPU: as for :func:`assay.w4a8_gemm`.
 
     Returns
     -------
     TreeLayout
-        A bad tree is no exception but a status (see there); :class:`assay.DraftTree` raises.
+        A bad tree is no exception but a status (see there); :class:`assay.DraftTree` raises. On a GPU an
+        :class:`assay.cuda.tree.DeviceTrees`, of which nothing was looked at.
 
     Raises
     ------
     TypeError, ValueError
         Naming the argument, what was wanted and what came.
     """
+    if on_device(parents, backend, stream):
+        from ..cuda.tree import build
+
+        return build(parents, tokens, position, max_depth, stream)
     up = _ids(parents, "parents")
     n = len(up)
     if n > MOST_NODES:
