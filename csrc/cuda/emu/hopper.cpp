@@ -123,6 +123,10 @@ void bulk_load(void *smem, const void *gmem, uint32_t bytes, void *barrier) {
         b.copies.push_back({static_cast<uint8_t *>(smem), static_cast<const uint8_t *>(gmem), bytes});
     }
     memset(smem, 0xFF, bytes);
+    {
+        Quiet quiet;
+        release(&barrier_at("bulk copy", barrier).issued);
+    }
     const uint32_t mode = launch->options.copy;
     if (mode == COPY_EARLY || (mode == COPY_RANDOM && draw() & 1)) land_bulk(barrier);
 }
@@ -130,8 +134,11 @@ void bulk_load(void *smem, const void *gmem, uint32_t bytes, void *barrier) {
 void land_bulk(void *barrier) {
     std::vector<BulkCopy> due;
     {
+        // The copy engine's write follows the NaN's: whichever thread plays the engine must not be seen to race with the issuer.
         Quiet quiet;
-        due.swap(barrier_at("bulk copy", barrier).copies);
+        MBarrier &b = barrier_at("bulk copy", barrier);
+        due.swap(b.copies);
+        if (!due.empty()) acquire(&b.issued);
     }
     for (const BulkCopy &c : due) memcpy(c.to, c.from, c.bytes);
     Quiet quiet;

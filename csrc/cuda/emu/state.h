@@ -79,6 +79,7 @@ struct MBarrier {                              // a barrier in shared memory
     uint64_t phase = 0;
     char order[2];
     std::vector<BulkCopy> copies;              // under way
+    char issued;                               // address for the sanitizer: from issue to landing
 };
 
 struct PendingProduct {
