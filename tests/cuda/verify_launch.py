@@ -35,8 +35,8 @@ def fields(logits, a, written) -> dict:
         "threshold_single": a.threshold_single, "threshold_acc": a.threshold_acc,
         "stop_token_ids": a.stop_ids, "cu_stop": a.cu_stop, "num_stop": 0 if a.stop_ids is None else len(a.stop_ids),
     }  # fmt: skip
-    for name in speculative._SAME_NAME:
-        value = getattr(a, name)
+    for name in speculative._OPTIONAL:
+        value = getattr(a, name, None)
         call[name] = None if value is None else array(value)
     if a.edits is not None:
         call |= {"cu_edits": a.edits.cu, "edit_token_ids": a.edits.ids, "edit_bias": a.edits.bias,
