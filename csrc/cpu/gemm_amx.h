@@ -5,19 +5,29 @@
  * nibbles into a small buffer that stays in L1. Eight tile registers: 2 x 2 sums (up to 32 rows x 32 columns),
  * 2 activations, 2 weights. Sums leave for memory after each group, where AVX-512 scales and adds them: K is never split,
  * and the float chain is everybody's.
- * Up to SMALL rows the tiles would be mostly empty: those calls are AVX-512's. */
+ * Calls of a few rows are AVX-512's, which is faster there: a group of 32 fills half a tile product and pays for a whole one,
+ * its store and its scaling. */
 #ifndef ASSAY_GEMM_AMX_H
 #define ASSAY_GEMM_AMX_H
 
-#include "gemm_avx512.h"
+#include "gemm_prepare_avx512.h"
 
 enum kind { NIBBLE, TABLE, BYTE };
-enum { MR8 = 32, MR16 = 8, TILE_ROWS = 16, SMALL = 6 };
+enum { MR8 = 32, MR16 = 8, TILE_ROWS = 16, FEW = 16, FEW_OF_32 = MR8, AVX512_ROWS = 6 };
 
 /* Weights along K that one tile takes: the largest power of two up to 64 that divides the padded group. */
 INLINE int64_t chunk_of(const assay_w4_layout *l) { return assay_min_i64(64, l->group_padded & -l->group_padded); }
 
-/* Tiles 0..3: sums of rows 16 i.. and columns 16 h.. in 2 i + h; 4, 5: activations; 6, 7: weights. */
+INLINE int few_rows(const assay_gemm_args *p) { return p->m <= (p->l.group_padded == 32 ? FEW_OF_32 : FEW); }
+
+/* A call of a few rows, in AVX-512's row blocks where it came as the one block that it is to others. wide_gemm, known by its
+ * center, has no kernels for 7 or 8 rows at once. */
+INLINE void split_rows(assay_gemm_args *p) {
+    const int alone = p->l.symmetric && p->center == 1 ? AVX512_ROWS : AVX512_ROWS + 2;
+    if (p->row_blocks == 1 && p->m > alone) p->row_blocks = (int)((p->m + AVX512_ROWS - 1) / AVX512_ROWS);
+}
+
+/* Tiles 0..3: sums of rows 16 i.. and columns 16 h.. in 2 i + h; 4, 5: activations; 6, 7: weights. Up to 16 rows both i are theirs. */
 INLINE void configure(int64_t rows, int64_t chunk) {
     struct {
         uint8_t palette, start_row, reserved[14];
@@ -25,10 +35,9 @@ INLINE void configure(int64_t rows, int64_t chunk) {
         uint8_t rows[16];
     } config = {.palette = 1};
     for (int i = 0; i < 2; i++) {
-        const int64_t here = assay_min_i64(TILE_ROWS, rows - TILE_ROWS * i);
+        const int64_t here = rows > TILE_ROWS ? assay_min_i64(TILE_ROWS, rows - TILE_ROWS * i) : rows;
         config.bytes[6 + i] = 64;
         config.rows[6 + i] = (uint8_t)(chunk / 4);
-        if (here <= 0) continue;
         config.bytes[2 * i] = config.bytes[2 * i + 1] = 64;
         config.rows[2 * i] = config.rows[2 * i + 1] = config.rows[4 + i] = (uint8_t)here;
         config.bytes[4 + i] = (uint16_t)chunk;
@@ -38,19 +47,55 @@ INLINE void configure(int64_t rows, int64_t chunk) {
     _tile_loadconfig(&config);
 }
 
-/* AVX2's preparation, then each chunk of a row block from [k/4][rows][4] to [rows][chunk]. */
+/* One row's groups g0 .. g0 + count - 1 as rows of tiles: of a row block of `rows` rows, whose values start at `values`. */
+INLINE void prepare_row_tiles(const assay_gemm_args *p, const void *row, int8_t *values, float *scales, int32_t *comp, int64_t g0,
+                              int64_t count, int64_t rows, const int whole) {
+    const assay_w4_layout *l = &p->l;
+    const int64_t chunk = chunk_of(l);
+    _Alignas(64) float to_code[GROUPS_AT_ONCE], scale[GROUPS_AT_ONCE];
+    const __mmask16 live = prepare_scales(l, row, p->a_dtype, g0, count, to_code, scale, whole);
+    for (int64_t g = 0; g < count; g++) {
+        const int64_t begin = (g0 + g) * l->group, end = begin + l->group;
+        const __mmask16 keep = (__mmask16) - (live >> g & 1);
+        const __m512 to = _mm512_set1_ps(to_code[g]);
+        __m512i sum = _mm512_setzero_si512();
+        int8_t *out = values + (g0 + g) * l->group_padded * rows;
+        for (int64_t c = 0; c < l->group_padded; c += chunk, out += chunk * rows)
+            for (int64_t i = 0; i < chunk; i += 16) {
+                const __m512 x = load_some16(row, p->a_dtype, begin + c + i, end, whole);
+                const __m512i code = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(keep, x, to));
+                sum = _mm512_add_epi32(sum, code);
+                _mm_storeu_si128((__m128i *)(out + i), _mm512_cvtepi32_epi8(code));
+            }
+        scales[(g0 + g) * rows] = scale[g];
+        comp[(g0 + g) * rows] = -p->center * _mm512_reduce_add_epi32(sum);
+    }
+}
+
+/* Row blocks as [k / chunk][rows][chunk], which is how tiles are loaded; calls of a few rows as AVX-512 multiplies them. */
 INLINE void prepare_tiles(const assay_gemm_args *p, int64_t begin, int64_t end) {
-    assay_int4_prepare_avx2(p, begin, end);
-    if (p->a16 || p->m <= SMALL) return;
-    const int64_t words = chunk_of(&p->l) / 4;
+    if (p->a16 || few_rows(p)) {
+        assay_gemm_args few = *p;
+        if (!p->a16) split_rows(&few);
+        if (few.row_blocks == p->row_blocks) prepare(p, begin, end);
+        else if (begin < end) prepare(&few, 0, few.row_blocks);
+        return;
+    }
+    const assay_w4_layout *l = &p->l;
+    const int64_t chunk = chunk_of(l), row_bytes = p->lda * (p->a_dtype == ASSAY_F32 ? 4 : 2);
     for (int64_t i = begin; i < end; i++) {
         const int64_t row0 = assay_block_row(p->m, p->row_blocks, i);
         const int64_t rows = assay_block_row(p->m, p->row_blocks, i + 1) - row0;
-        int32_t *at = (int32_t *)((int8_t *)p->values + row0 * p->l.k_padded), copy[MR8 * TILE_ROWS];
-        for (int64_t k = 0; k < p->l.k_padded; k += 4 * words, at += words * rows) {
-            memcpy(copy, at, (size_t)(words * rows) * 4);
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t j = 0; j < words; j++) at[r * words + j] = copy[j * rows + r];
+        for (int64_t r = 0; r < rows; r++) {
+            const uint8_t *row = (const uint8_t *)p->a + (row0 + r) * row_bytes;
+            int8_t *values = (int8_t *)p->values + row0 * l->k_padded + r * chunk;
+            float *scales = p->scale + row0 * l->groups + r;
+            int32_t *comp = p->comp + row0 * l->groups + r;
+            for (int64_t g = 0; g < l->groups; g += GROUPS_AT_ONCE) {
+                const int64_t count = assay_min_i64(GROUPS_AT_ONCE, l->groups - g);
+                if (l->group % 32) prepare_row_tiles(p, row, values, scales, comp, g, count, rows, 0);
+                else prepare_row_tiles(p, row, values, scales, comp, g, count, rows, 1);
+            }
         }
     }
 }

@@ -57,19 +57,23 @@ static inline void emu_tile_stored(int t, void *base, int64_t stride) {
     const int rows = emu_rows(t), bytes = emu_bytes(t);
     for (int r = 0; r < rows; r++) memcpy((uint8_t *)base + r * stride, emu_tiles.data[t][r], (size_t)bytes);
 }
-/* Signed bytes of a times unsigned bytes of b, four to an int32 of c, wrapping. */
-static inline void emu_tile_dpbsud(int c, int a, int b) {
+/* Signed bytes of a times bytes of b, signed or not, four to an int32 of c, wrapping. */
+static inline void emu_tile_dot(int c, int a, int b, int b_signed) {
     emu_require(c != a && c != b && a != b);
     emu_require(emu_rows(c) == emu_rows(a) && emu_bytes(c) == emu_bytes(b) && emu_bytes(a) == 4 * emu_rows(b));
     for (int m = 0; m < emu_rows(c); m++)
         for (int n = 0; n < emu_bytes(c) / 4; n++) {
             uint32_t sum;
             memcpy(&sum, &emu_tiles.data[c][m][4 * n], 4);
-            for (int k = 0; k < emu_bytes(a); k++)
-                sum += (uint32_t)((int8_t)emu_tiles.data[a][m][k] * emu_tiles.data[b][k / 4][4 * n + k % 4]);
+            for (int k = 0; k < emu_bytes(a); k++) {
+                const uint8_t byte = emu_tiles.data[b][k / 4][4 * n + k % 4];
+                sum += (uint32_t)((int8_t)emu_tiles.data[a][m][k] * (b_signed ? (int8_t)byte : byte));
+            }
             memcpy(&emu_tiles.data[c][m][4 * n], &sum, 4);
         }
 }
+static inline void emu_tile_dpbsud(int c, int a, int b) { emu_tile_dot(c, a, b, 0); }
+static inline void emu_tile_dpbssd(int c, int a, int b) { emu_tile_dot(c, a, b, 1); }
 
 #undef _tile_loadconfig
 #undef _tile_release
@@ -77,11 +81,13 @@ static inline void emu_tile_dpbsud(int c, int a, int b) {
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbsud
+#undef _tile_dpbssd
 #define _tile_loadconfig(at) emu_tile_loadconfig(at)
 #define _tile_release() emu_tile_release()
 #define _tile_zero(t) emu_tile_zero(t)
 #define _tile_loadd(t, base, stride) emu_tile_loadd(t, base, stride)
 #define _tile_stored(t, base, stride) emu_tile_stored(t, base, stride)
 #define _tile_dpbsud(c, a, b) emu_tile_dpbsud(c, a, b)
+#define _tile_dpbssd(c, a, b) emu_tile_dpbssd(c, a, b)
 
 #endif

@@ -30,8 +30,13 @@ KERNEL void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t ro
 }
 
 static void w8a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
-    if (p->m <= SMALL) assay_int8_gemm_avx512vnni.w8a8(p, begin, end);
-    else walk_tiles(p, begin, end, block8);
+    if (!few_rows(p)) {
+        walk_tiles(p, begin, end, block8);
+        return;
+    }
+    assay_gemm_args few = *p;
+    split_rows(&few);
+    assay_int8_gemm_avx512vnni.w8a8(&few, begin, end);
 }
 
 const assay_int8_gemm_kernel assay_int8_gemm_amx = {MR8, MR8, w8a8};

@@ -43,8 +43,13 @@ BLOCK8(NIBBLE) BLOCK8(TABLE) BLOCK8(BYTE)
 
 static void a8(const assay_wide_args *w, int64_t begin, int64_t end) {
     static const amx_block_fn blocks[3] = {block8_NIBBLE, block8_TABLE, block8_BYTE};
-    if (w->gemm.m <= SMALL) assay_wide_gemm_avx512vnni.a8(w, begin, end);
-    else walk_tiles(&w->gemm, begin, end, blocks[w->bits == 8 ? BYTE : w->plain ? NIBBLE : TABLE]);
+    if (!few_rows(&w->gemm)) {
+        walk_tiles(&w->gemm, begin, end, blocks[w->bits == 8 ? BYTE : w->plain ? NIBBLE : TABLE]);
+        return;
+    }
+    assay_wide_args few = *w;
+    split_rows(&few.gemm);
+    assay_wide_gemm_avx512vnni.a8(&few, begin, end);
 }
 
 static void a16(const assay_wide_args *w, int64_t begin, int64_t end) { assay_wide_gemm_avx512vnni.a16(w, begin, end); }
