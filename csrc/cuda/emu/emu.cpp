@@ -48,6 +48,7 @@ void give_stack(void *stack) {
 }  // namespace
 
 uint64_t draw() {                              // splitmix64
+    Quiet quiet;                               // the generator is the emulator's: CUDA threads that draw do not race for it
     uint64_t z = launch->random += 0x9E3779B97F4A7C15u;
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
     z = (z ^ z >> 27) * 0x94D049BB133111EBu;
