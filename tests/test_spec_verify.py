@@ -8,6 +8,7 @@ import pytest
 import assay
 from assay import reference
 from assay.errors import RowError
+from assay.ops import speculative
 from assay.ops.speculative import uniform
 from assay.reference import verification
 from bf16 import BFloat16
@@ -238,6 +239,11 @@ def test_emulated_avx512_equals_portable_c(monkeypatch, emulated, vocab, dtype):
     want = [assay.verify_chain(**a, rule=rule, temperature=t, isa="scalar") for a, rule, t in runs]
     monkeypatch.setattr("assay.ops.speculative.ffi", emulated[0])
     monkeypatch.setattr("assay.ops.speculative.lib", emulated[1])
+    kinds = {name: getattr(speculative, name).cname for name in ("_ARGS", "_INTS", "_FLOATS")}
+    for name, kind in kinds.items():
+        monkeypatch.setattr(speculative, name, emulated[0].typeof(kind))
+    optional = {name: emulated[0].typeof(kind.cname) for name, kind in speculative._OPTIONAL.items()}
+    monkeypatch.setattr(speculative, "_OPTIONAL", optional)
     for (args, rule, t), expected in zip(runs, want, strict=True):
         got = assay.verify_chain(**args, rule=rule, temperature=t, isa="avx512vnni")
         assert_same(got, expected, f"{rule} {t}")
