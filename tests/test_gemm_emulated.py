@@ -13,7 +13,11 @@ from test_wide_gemm import weights as weights_wide
 
 #: Rows of a call, by tier: AMX leaves calls of up to 16 rows (32 at groups of 32) to AVX-512; its row blocks end at 32, its tiles
 #: at 16, its panels at 256.
-ROWS = {"avxvnni": (1, 2, 3, 6, 7, 13), "avx512vnni": (1, 2, 3, 4, 5, 6, 7, 8, 13), "amx": (2, 7, 9, 12, 13, 16, 17, 32, 33, 41, 70)}
+ROWS = {
+    "avxvnni": (1, 2, 3, 6, 7, 13),
+    "avx512vnni": (1, 2, 3, 4, 5, 6, 7, 8, 13),
+    "amx": (2, 7, 9, 12, 13, 16, 17, 32, 33, 41, 70),
+}
 TIERS = sorted(ROWS)
 ROWS["avx512bf16"] = (1, 2, 3, 4, 5, 6, 7, 8, 13)  # of INT4 alone
 
