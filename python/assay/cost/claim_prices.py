@@ -20,6 +20,7 @@ ACCEPTANCE = (0.6, 0.7, 0.8)
 
 
 def technique(n: Mapping[str, Any], world: World) -> Recomputed:
+    """What a set of techniques gains on the largest mixture's dense twin, at small, middling and large batches."""
     model = world.model(TECHNIQUE_MODEL)
     known = {
         "moe": Technique("moe", "model", model=model),
@@ -54,6 +55,7 @@ def flops_cut(n: Mapping[str, Any], world: World) -> Recomputed:
 
 
 def mixture_limit(n: Mapping[str, Any], world: World) -> Recomputed:
+    """How much of a mixture's cut of operations a batch leaves as speed."""
     model = world.model(n["model"])
     twin, machine = dense_twin(model), datasheet(world.device(TECHNIQUE_DEVICE))
     cut = flops_per_token(twin) / flops_per_token(model)
@@ -91,6 +93,7 @@ def silicon(n: Mapping[str, Any], world: World) -> Recomputed:
 
 
 def distillation(n: Mapping[str, Any], world: World) -> Recomputed:
+    """A student's speed over its teachers' on one machine."""
     machine, student = datasheet(world.device(n["device"]), n["devices"]), world.model(n["student"])
     fast = price(Case(student, machine, batch=8), world.draws).tokens_per_s
     values = []
@@ -103,6 +106,7 @@ def distillation(n: Mapping[str, Any], world: World) -> Recomputed:
 
 
 def query(n: Mapping[str, Any], world: World) -> Recomputed:
+    """Dollars of one query on a rented machine that is always busy, by batch."""
     model, machine = world.model(n["model"]), datasheet(world.device(n["device"]))
     values = []
     for batch in n["batches"]:
@@ -124,6 +128,7 @@ def query(n: Mapping[str, Any], world: World) -> Recomputed:
 
 
 def sharing(n: Mapping[str, Any], world: World) -> Recomputed:
+    """How much cheaper a token is on a machine that is shared than on one that a user has alone."""
     model, machine = world.model(n["model"]), datasheet(world.device(n["device"]))
     alone = price(Case(model, machine), world.draws).tokens_per_s
     values = [

@@ -12,6 +12,7 @@ _MOST = 2**31 - 1
 
 
 def pointer_to(tensor: DeviceTensor | None, kind: str) -> Any:
+    """The tensor's memory as a C pointer of that type; NULL without one."""
     return ffi.NULL if tensor is None else ffi.cast(kind, tensor.ptr)
 
 

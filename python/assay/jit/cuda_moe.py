@@ -26,12 +26,14 @@ _C17, _C15, _C13, _C11, _C9, _C7, _C5, _C3 = (_ONE / np.float32(n) for n in (17,
 
 @cuda.jit(device=True)
 def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + exp(-x)), by csrc/cpu/scores.h's steps."""
     e = vexp(-abs(x))
     return (_ONE if x >= 0 else e) / (_ONE + e)
 
 
 @cuda.jit(device=True)
 def softplus(x):  # type: ignore[no-untyped-def]
+    """log(1 + exp(x)), by csrc/cpu/scores.h's steps."""
     e = vexp(-abs(x))
     z = e / (_TWO + e)
     z2 = z * z
@@ -42,6 +44,7 @@ def softplus(x):  # type: ignore[no-untyped-def]
 
 @cuda.jit(device=True)
 def score(scoring, x):  # type: ignore[no-untyped-def]
+    """The score of a logit; softmax and none: the logit itself."""
     if scoring == _SIGMOID:
         return sigmoid(x)
     if scoring == _SQRTSOFTPLUS:

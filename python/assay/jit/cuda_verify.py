@@ -38,6 +38,7 @@ def fma(a, b, c):  # type: ignore[no-untyped-def]
 
 @cuda.jit(device=True)
 def vexp(x):  # type: ignore[no-untyped-def]
+    """exp(x) of float32, by csrc/cpu/vexp.h's steps."""
     if not x >= np.float32(-87):
         return np.float32(0)
     n = fma(x, _LOG2E, _MAGIC) - _MAGIC
@@ -79,6 +80,7 @@ def logit_at(logits, dtype, row, token):  # type: ignore[no-untyped-def]
 
 @cuda.jit(device=True)
 def inverse_of(temperature):  # type: ignore[no-untyped-def]
+    """1 / temperature, kept finite; 1 where the temperature is 0: greedy."""
     if temperature == 0:
         return np.float32(1)
     return min(max(np.float32(np.float32(1) / temperature), _SMALLEST), _LARGEST)
@@ -158,6 +160,7 @@ def settle(largest, sums, row, inverse_t, state):  # type: ignore[no-untyped-def
 
 @cuda.jit(device=True)
 def argmax(largest, first, row, shift):  # type: ignore[no-untyped-def]
+    """Where a row's largest logit first stands, from its blocks' largest ones."""
     for b in range(largest.shape[1]):
         if largest[row, b] == shift:
             return first[row, b]
