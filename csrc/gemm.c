@@ -251,6 +251,7 @@ static int arrange(plan *out, weights w, int64_t m, int a_dtype, int variant, vo
     uint8_t *at = (uint8_t *)(((uintptr_t)workspace + 63) & ~(uintptr_t)63);
     g->packed = w.data;
     g->m = m;
+    g->ahead = assay_stream_ahead();
     g->a16 = a16;
     g->center = w.kind == W8A8 ? 128 : w.symmetric ? 8 : 1;
     g->row_blocks = m <= alone ? 1 : (int)((m + mr - 1) / mr);

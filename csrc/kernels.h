@@ -15,6 +15,7 @@ enum { ASSAY_OP_int4_gemm, ASSAY_OP_int8_gemm, ASSAY_OP_wide_gemm, ASSAY_OP_moe_
        ASSAY_OP_spec_verify, ASSAY_OP_probe, ASSAY_OP_COUNT };
 
 int assay_cpu_supports(int isa);                 /* cpuid.c */
+int64_t assay_stream_ahead(void);                /* cpuid.c */
 /* The kernel table of an op for a variant (-1: best allowed), or NULL when there is none. */
 const void *assay_select(int op, int variant);
 
@@ -68,6 +69,7 @@ typedef struct {
     const void *a;
     int a_dtype;
     int64_t lda;
+    int64_t ahead;     /* bytes that a stream of weights is asked for before it is read: assay_stream_ahead() */
 } assay_gemm_args;
 
 /* Rows of block i when m rows make `blocks` balanced blocks: the first m % blocks have one more. */

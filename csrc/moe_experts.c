@@ -357,6 +357,7 @@ int assay_moe_experts(const assay_experts_args *args, int variant, int num_threa
     p.up_bytes = (size_t)(p.up.l.tiles * p.up.l.tile_bytes);
     p.down_bytes = (size_t)(p.down.l.tiles * p.down.l.tile_bytes);
     p.up.a16 = p.down.a16 = args->a16;
+    p.up.ahead = p.down.ahead = assay_stream_ahead();
     p.up.center = p.up.l.symmetric ? 8 : 1;
     p.down.center = p.down.l.symmetric ? 8 : 1;
     const int status = sort_slots(&p);

@@ -173,6 +173,7 @@ static int arrange(plan *p, const assay_wide *w, int64_t m, int a16, int variant
     out->base = out->plain ? 0 : 128;
     g->packed = w->data;
     g->m = m;
+    g->ahead = assay_stream_ahead();
     g->a16 = a16;
     g->center = 1;
     g->row_blocks = (int)((m + mr - 1) / mr);

@@ -19,6 +19,8 @@ GROUP = 32
 TOLERANCE = 0.03
 #: Token count up to which calls rotate through more memory than the caches hold, and through how many routings.
 DECODE_TOKENS, ROUTINGS = 16, 16
+#: Times the last-level cache that decoding rotates through, and bytes that are enough: every contender holds as many.
+ROTATED_CACHES, ROTATED_BYTES = 8.25, 1.25e9
 
 
 def matrix(cell: Cell, expert: int, part: int) -> Weights:
@@ -36,7 +38,8 @@ def layers_needed(cell: Cell) -> int:
     """Copies of the layer that a decoding loop rotates through."""
     if cell.tokens > DECODE_TOKENS:
         return 1
-    return max(1, int(-(-8.25 * machine.describe().last_level_cache_bytes // layer_bytes(cell))))
+    rotated = min(ROTATED_CACHES * machine.describe().last_level_cache_bytes, ROTATED_BYTES)
+    return max(1, int(-(-rotated // layer_bytes(cell))))
 
 
 def tokens_of(cell: Cell) -> np.ndarray:

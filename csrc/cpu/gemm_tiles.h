@@ -35,9 +35,9 @@ typedef void (*block_fn)(const assay_gemm_args *p, int64_t t, int64_t row0, cons
     }
 #define ROWS(kind, r) BLOCK(kind##_##r, kind, r)
 
-/* How far ahead of a lone row block DRAM is asked: what arrives in the latency of a load (some 200 ns at 40 GB/s), and
- * twice that where the products take as long as the bytes, so that a late line costs nothing. */
-enum { NEAR = 8192, FAR = 16384, FEW_ROWS = 4 };
+/* A lone row block asks DRAM p->ahead bytes on, and twice that where the products take as long as the bytes, so that a late
+ * line costs nothing. */
+enum { FEW_ROWS = 4 };
 
 /* All row blocks of a tile back to back: the tile comes from DRAM once and stays in L2. A lone block asks for its stream a
  * fixed distance ahead. Else the last `passes` blocks (at most `most`, 8 or less) ask for the next tile, each for every
@@ -49,7 +49,7 @@ INLINE void tiles(const assay_gemm_args *p, int64_t begin, int64_t end, const bl
         for (int b = 0; b < count; b++) {
             const int64_t row0 = assay_block_row(p->m, p->row_blocks, b);
             const int64_t rows = assay_block_row(p->m, p->row_blocks, b + 1) - row0;
-            const int64_t next = count == 1 ? (rows <= FEW_ROWS ? NEAR : FAR) : t + 1 < p->l.tiles ? p->l.tile_bytes : 0;
+            const int64_t next = count == 1 ? (rows <= FEW_ROWS ? p->ahead : 2 * p->ahead) : t + 1 < p->l.tiles ? p->l.tile_bytes : 0;
             reach ahead = {{0}};
             for (int i = passes - (count - b); i >= 0 && i < 8; i += passes) ahead.line[i] = next;
             blocks[rows - 1](p, t, row0, &ahead);
