@@ -11,7 +11,7 @@ from assay.errors import AssayError
 from assay.measure import arena as arena_module
 from assay.measure.arena import Arena
 from assay.measure.points import Point
-from assay.measure.workloads import Workloads
+from assay.measure.workloads import Workloads, missed_mass
 from assay.ops import info, int4, moe, speculative
 from assay.profile import MATRIX_OPS
 
@@ -156,6 +156,7 @@ def spoiled(function):
         (POINTS[2], int4, "w4a16_gemm"),
         (POINTS[3], moe, "moe_route"),
         (POINTS[4], speculative, "verify_chain"),
+        (POINTS[6], speculative, "verify_chain"),
     ],
 )
 def test_a_wrong_answer_stops_the_run_and_says_which(monkeypatch, point, module, name):
@@ -167,3 +168,22 @@ def test_a_wrong_answer_stops_the_run_and_says_which(monkeypatch, point, module,
     kernel = {"moe_route": "moe_route", "chain_verify": "spec_verify"}.get(point.op, "int4_gemm")
     for word in (point.op, point.label, info.kernel_versions()[kernel]):
         assert word in str(caught.value)
+
+
+def test_a_draw_at_a_boundary_may_fall_on_either_side_and_no_further():
+    """Ten equal tokens: 0.5 is the boundary of tokens 4 and 5."""
+    logits = np.zeros(10, np.float32)
+    assert missed_mass(logits, 4, 0.5) < 1e-12
+    assert missed_mass(logits, 5, 0.5 - 1e-9) == pytest.approx(1e-9, rel=1e-6)
+    assert missed_mass(logits, 3, 0.5) == pytest.approx(0.1)
+    assert missed_mass(logits, 7, 0.5) == pytest.approx(0.2)
+    assert missed_mass(logits, 0, 0.05) == 0.0
+
+
+def test_checks_hold_wherever_in_the_noise_a_point_begins():
+    """Real vocabularies at many places: some draws lie at a boundary that float32 sums put on the other side."""
+    arena = Arena(machine.describe(), 0, 64 << 20)
+    work = Workloads(arena, 0)
+    for _ in range(40):
+        for vocab in (32000, 50304):
+            work.make(Point("chain_verify", 1, {"batch": 2, "num_draft": 1, "vocab": vocab, "rule": "rejection"}))
