@@ -3,8 +3,8 @@
 Usage: python tests/cuda/mutants.py [--only TEXT] [--jobs N] [--report docs/cuda-mutants.md]
 
 A mutant is an edit of one kernel file in a copy of csrc. Its tests are run on the emulator plainly, then with ThreadSanitizer, then
-with AddressSanitizer and UBSan; the first that fails has caught it. Exit status 1 when one is caught by none, or when the tests fail on the
-code as it is. Writes the list, with the catcher and what it said, to the report.
+with AddressSanitizer and UBSan; the first that fails has caught it, if the same tests pass there on the code as it is. Exit status 1
+when one is caught by none, or when they do not. Writes the list, with the catcher and what it said, to the report.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from test_sanitized import SANITIZERS, sanitized_command
 ALL = mutations.MUTATIONS + mutations_moe.MUTATIONS + mutations_verify.MUTATIONS
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
+PLAIN = "emulator"
 
 
 @dataclass
@@ -92,7 +93,7 @@ def judge(
         for sanitizer in sanitizers:
             done = run(test, root, sanitizer)
             if done.returncode:
-                return Outcome(sanitizer or "emulator", said(done))
+                return Outcome(sanitizer or PLAIN, said(done))
             if " passed" not in done.stdout:
                 raise SystemExit(f"{test}: no test ran\n{done.stdout}{done.stderr}")
     return None
@@ -109,15 +110,18 @@ def main() -> int:
     escaped = 0
     rows = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        tests = sorted({m.test for m in chosen}, key=repr)
-        for test, outcome in zip(tests, pool.map(lambda t: judge(None, t, everything), tests), strict=True):
-            if outcome:
-                print(f"UNMUTATED {test}: {outcome}", flush=True)
-                escaped += 1
         for m, outcome in zip(chosen, pool.map(lambda m: judge(m, m.test, everything), chosen), strict=True):
             escaped += outcome is None
             rows.append((m, outcome))
             print(f"{m.file}: {m.name}: {outcome or 'NOT CAUGHT'}", flush=True)
+        # A failure shows a bug only where the tests pass without it.
+        used = {(m.test, None if o.caught_by == PLAIN else o.caught_by) for m, o in rows if o}
+        baselines = sorted(used, key=repr)
+        found = pool.map(lambda pair: judge(None, pair[0], (pair[1],)), baselines)
+        for (test, _), outcome in zip(baselines, found, strict=True):
+            if outcome:
+                print(f"UNMUTATED {test}: {outcome}", flush=True)
+                escaped += 1
     if not options.only:
         options.report.write_text(report(rows))
     print(f"{len(rows)} mutants, {escaped} problems")

@@ -31,6 +31,7 @@ A8 = Test(
 )
 A8_STRIPES = Test("test_gemm_w4a8.py", "test_stripes and 2-900-900-False", "a8_quantize|w4a8_m16z$")
 GEMV = Test("test_gemv.py", "test_shapes and (2-33 or 7-96 or 4-70) and not bf16", "_f16_gemvz?$")
+GEMV_TRAFFIC = Test("test_gemv.py", "test_traffic", "_f16_gemv$")
 HOPPER = Test(
     "test_gemm_sm90a.py",
     "(test_every_instance and 64 and not bf16) or (test_shapes and 66-33)",
@@ -93,12 +94,13 @@ MUTATIONS = [
              (("ptx::fma_rn(exact, ptx::mul_rn(s_w, s_a), f", "ptx::fma_rn(ptx::mul_rn(exact, s_w), s_a, f"),), A8),
     Mutation("a8_quantize.cuh", "codes in the order of k",
              (("at + 32 * block + 8 * h + 2 * t + 16 * (i % 2) + i / 2; };", "at + 32 * block + 16 * h + 4 * t + i; };"),), A8),
-    Mutation("a8_quantize.cuh", "an infinity is quantised", (("const bool live = finite && amax", "const bool live = amax"),), A8),
+    Mutation("a8_quantize.cuh", "a group with an infinity gets a finite scale", (("const uint32_t scale = finite ?", "const uint32_t scale = true ?"),),
+             A8),
     Mutation("a8_quantize.cuh", "multiplies by 1 / 127", (("ptx::div_rn(amax, 127.0f)", "ptx::mul_rn(amax, 1.0f / 127.0f)"),), A8),
     Mutation("w4a16_gemv.cuh", "no barrier before the shares are added",
              (("        ptx::sync();\n        float sum = 0;", "        float sum = 0;"),), GEMV),
     Mutation("w4a16_gemv.cuh", "weights fetched one step too far",
-             (("if (step + i + kAhead < last)", "if (step + i + kAhead <= last)"),), GEMV),
+             (("if (step + i + kAhead < last)", "if (step + i + kAhead <= last)"),), GEMV_TRAFFIC),
     Mutation("w4a16_gemv.cuh", "a share's last group is not folded",
              (("step + i + 1 == last || groups.ends(step + i)", "groups.ends(step + i)"),), GEMV),
     Mutation("w4a16_sm90a.cuh", "waits for the wrong phase of a free stage",
@@ -110,7 +112,7 @@ MUTATIONS = [
     Mutation("w4a16_sm90a.cuh", "no fence before products", (("                ptx::wgmma_fence();\n", ""),), HOPPER),
     Mutation("w4a16_sm90a.cuh", "products step over k by half", (("at % 4 * 32)", "at % 4 * 16)"),), HOPPER),
     Mutation("w4a16_sm90a.cuh", "a stage is free when one warp has left it", (("ptx::mbarrier_init(empty(s), kConsumers / 32);", "ptx::mbarrier_init(empty(s), 1);"),),
-             HOPPER),
+             HOPPER_LONG),
     Mutation("w4a16_sm90a.cuh", "a stage is given back before it is read",
              (("            ptx::mbarrier_wait(full(stage), parity);\n",
                "            ptx::mbarrier_wait(full(stage), parity);\n            if (ptx::lane() == 0) ptx::mbarrier_arrive(empty(stage));\n"),
