@@ -24,7 +24,8 @@ from .contender import Cell, Prepared, WeightCache, Weights, activations, copies
 F32, I32 = 0, 26
 TYPES = {"Q4_0": 2, "Q8_0": 8, "Q4_K": 12}
 TOLERANCE = 0.015
-GRAPH_NODES = 8192
+#: Nodes of a graph of products, and of one of a layer.
+GRAPH_NODES, LAYER_NODES = 8192, 64
 
 
 class InitParams(ctypes.Structure):
@@ -53,6 +54,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_gallocr_alloc_graph": (c_bool, [c_void_p, c_void_p]),
     "ggml_gallocr_free": (None, [c_void_p]),
     "ggml_backend_cpu_init": (c_void_p, []),
+    "ggml_backend_free": (None, [c_void_p]),
     "ggml_backend_cpu_set_n_threads": (None, [c_void_p, c_int]),
     "ggml_backend_cpu_buffer_type": (c_void_p, []),
     "ggml_backend_alloc_ctx_tensors_from_buft": (c_void_p, [c_void_p, c_void_p]),
@@ -172,6 +174,20 @@ def takes(type_name: str, cell: Cell) -> str | None:
 # ---- contenders -------------------------------------------------------------------------------------------
 
 
+class Context:
+    """Room for the descriptions of tensors and graphs. ik_llama.cpp has 64 of them in all, so graphs of a cell share one."""
+
+    def __init__(self, ggml: Library, nbytes: int) -> None:
+        self._ggml = ggml
+        self.handle = ggml.ggml_init(InitParams(nbytes, None, True))
+        if not self.handle:
+            raise MemoryError(f"ggml has no further context (of {nbytes} bytes)")
+
+    def __del__(self) -> None:
+        if self.handle:
+            self._ggml.ggml_free(self.handle)
+
+
 class Tensors:
     """Tensors of one block type on one buffer of a library.
 
@@ -183,10 +199,10 @@ class Tensors:
 
     def __init__(self, ggml: Library, type_name: str, form: str, shapes: list[tuple[int, int, int]]) -> None:
         self._ggml, self._form = ggml, form
-        self._context = ggml.ggml_init(InitParams((len(shapes) + 8) * 512, None, True))
-        self.all = [ggml.ggml_new_tensor_3d(self._context, TYPES[type_name], *shape) for shape in shapes]
+        self._context = Context(ggml, (len(shapes) + 8) * 512)
+        self.all = [ggml.ggml_new_tensor_3d(self._context.handle, TYPES[type_name], *shape) for shape in shapes]
         kind = ggml.repack_buffer_type() if form == "repack" else ggml.ggml_backend_cpu_buffer_type()
-        self._buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(self._context, kind)
+        self._buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(self._context.handle, kind)
         if not self._buffer:
             raise MemoryError(f"ggml could not hold {len(shapes)} tensors of {shapes[0]}")
 
@@ -199,16 +215,17 @@ class Tensors:
 
     def __del__(self) -> None:
         self._ggml.ggml_backend_buffer_free(self._buffer)
-        self._ggml.ggml_free(self._context)
 
 
 class Graph:
-    """A graph of nodes on an input, with its own memory."""
+    """A graph of up to `nodes` nodes on an input, with its own memory for their values."""
 
-    def __init__(self, ggml: Library, threads: int) -> None:
-        self._ggml = ggml
-        self.context = ggml.ggml_init(InitParams(16 << 20, None, True))
-        self._graph = ggml.ggml_new_graph_custom(self.context, GRAPH_NODES, False)
+    #: Bytes of a context that a graph takes, with its tensors.
+    BYTES, BYTES_A_NODE = 1 << 16, 1 << 10
+
+    def __init__(self, ggml: Library, threads: int, context: Context, nodes: int) -> None:
+        self._ggml, self._context, self.context = ggml, context, context.handle
+        self._graph = ggml.ggml_new_graph_custom(self.context, nodes, False)
         self._memory = ggml.ggml_gallocr_new(ggml.ggml_backend_cpu_buffer_type())
         self._backend = ggml.ggml_backend_cpu_init()
         ggml.ggml_backend_cpu_set_n_threads(self._backend, threads)
@@ -239,7 +256,7 @@ class Graph:
 
     def __del__(self) -> None:
         self._ggml.ggml_gallocr_free(self._memory)
-        self._ggml.ggml_free(self.context)
+        self._ggml.ggml_backend_free(self._backend)
 
 
 class Ggml:
@@ -280,7 +297,9 @@ class Ggml:
     def prepare(self, cell: Cell) -> Prepared:
         held = self._cache.get((cell.n, cell.k, cell.symmetric), lambda: Held(weights_of(cell), self._type))
         tensors = self._tensors(held, copies := copies_needed(cell, held.blocks.nbytes))
-        ggml, graph = self._ggml, Graph(self._ggml, cell.threads)
+        ggml = self._ggml
+        context = Context(ggml, Graph.BYTES + GRAPH_NODES * Graph.BYTES_A_NODE)
+        graph = Graph(ggml, cell.threads, context, GRAPH_NODES)
         a = ggml.ggml_new_tensor_2d(graph.context, F32, cell.k, cell.m)
         nodes = [ggml.ggml_mul_mat(graph.context, tensor, a) for tensor in tensors.all[:copies]]
         for node in nodes:
@@ -339,9 +358,9 @@ class GgmlExperts(experts.Experts):
             layer.set(part, np.stack([BLOCKS[self._type](experts.matrix(cell, x, part)) for x in range(e)]))
         return layer
 
-    def _graph(self, cell: Cell, layer: Tensors, logits: np.ndarray) -> tuple[Graph, int]:
+    def _graph(self, cell: Cell, layer: Tensors, logits: np.ndarray, room: Context) -> tuple[Graph, int]:
         """The layer on one routing, run once; and its output."""
-        ggml, graph = self._ggml, Graph(self._ggml, cell.threads)
+        ggml, graph = self._ggml, Graph(self._ggml, cell.threads, room, LAYER_NODES)
         new, context, k = ggml.ggml_new_tensor_3d, graph.context, cell.top_k
         gate, up, down = layer.all
         x = new(context, F32, cell.hidden, 1, cell.tokens)
@@ -370,7 +389,9 @@ class GgmlExperts(experts.Experts):
     def prepare(self, cell: Cell) -> Prepared:
         held = self._layers(cell)
         layers = held["layers"][: experts.layers_needed(cell)]
-        made = [self._graph(cell, layer, logits) for logits in experts.routings(cell) for layer in layers]
+        drawn = list(experts.routings(cell))
+        room = Context(self._ggml, len(drawn) * len(layers) * (Graph.BYTES + LAYER_NODES * Graph.BYTES_A_NODE))
+        made = [self._graph(cell, layer, logits, room) for logits in drawn for layer in layers]
         graph, out = made[0]
         got = graph.read(out, (cell.tokens, cell.hidden))[0].astype(np.float64)
         return Prepared([g.run for g, _ in made], got, held["want"], experts.TOLERANCE)
