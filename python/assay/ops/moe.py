@@ -13,7 +13,8 @@ from ._outputs import as_outputs, copy_back, dense
 
 _MOST = 2**31 - 1
 _FLOAT32, _INT32 = np.dtype("float32"), np.dtype("int32")
-_ARGS, _FLOATS, _INTS = ffi.typeof("assay_route_args *"), ffi.typeof("float[]"), ffi.typeof("int32_t[]")
+#: As names of this module, which the shortest calls find faster.
+_NDARRAY, _empty, _memory, _as_tuple = np.ndarray, np.empty, ffi.from_buffer, tuple.__new__
 #: Most experts that can have a bias or groups.
 _MOST_KEYED = 2048
 _SCORES = {
@@ -97,14 +98,27 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool | None = None, o
         Naming the argument, what was wanted and what came.
     """
     if (
-        type(router_logits) is np.ndarray and router_logits.dtype is _FLOAT32 and type(top_k) is int and out is None
-        and scoring == "softmax" and bias is None and n_group == 1 and topk_group == 1 and group_score is None
-        and routed_scaling_factor == 1 and not num_shared and backend == "c" and isa is None
-        and router_logits.ndim == 2 and router_logits.flags.c_contiguous
+        type(router_logits) is _NDARRAY and out is None and bias is None and isa is None and n_group == 1
+        and topk_group == 1 and not num_shared and routed_scaling_factor == 1 and scoring == "softmax"
+        and group_score is None and backend == "c" and type(top_k) is int and router_logits.dtype is _FLOAT32
+        and len(shape := router_logits.shape) == 2 and shape[0] and router_logits.flags.c_contiguous
     ):  # fmt: skip
-        tokens, experts = router_logits.shape
-        if 0 < tokens <= _MOST and 0 < top_k <= experts <= _MOST:
-            return _route_plain(router_logits, top_k, renormalize is None or bool(renormalize), num_threads)
+        # The common call, which the checks that other calls need would take longer than a few tokens' routing. What is wrong
+        # with top_k or the shape is found below.
+        tokens, experts = shape
+        if 0 < top_k <= experts <= _MOST and tokens <= _MOST:
+            weight, chosen, state = (
+                _empty((tokens, top_k), _FLOAT32),
+                _empty((tokens, top_k), _INT32),
+                _empty(tokens, _INT32),
+            )
+            failed = lib.assay_moe_route_softmax(
+                _memory(router_logits), tokens, experts, top_k, True if renormalize is None else bool(renormalize),
+                _memory(weight), _memory(chosen), _memory(state), 0 if num_threads is None else thread_count(num_threads),
+            )  # fmt: skip
+            if failed:
+                check(failed, "moe_route")
+            return _as_tuple(RouteResult, (weight, chosen, state))
     on_device = device_of(router_logits) is not None
     x = None if on_device else as_tensor(router_logits, "router_logits", FLOAT_NAMES, 2)
     shape = tuple(router_logits.shape) if x is None else x.shape
@@ -158,21 +172,6 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool | None = None, o
         for tensor, array in zip(outputs, arrays, strict=True):
             tensor.array[...] = array
     return RouteResult(*result)
-
-
-def _route_plain(logits: np.ndarray, top_k: int, renormalize: bool, num_threads: int | None) -> RouteResult:
-    """A softmax and top-k of a contiguous float32 array into new ones: the common call, which the checks that other
-    calls need would take longer than a few tokens' routing."""
-    tokens, experts = logits.shape
-    weights, ids = np.empty((tokens, top_k), _FLOAT32), np.empty((tokens, top_k), _INT32)
-    status = np.empty(tokens, _INT32)
-    args = ffi.new(_ARGS, (
-        ffi.from_buffer(logits), lib.ASSAY_F32, lib.ASSAY_SCORE_SOFTMAX, experts, tokens, experts, top_k, ffi.NULL, 1, 1,
-        0, renormalize, 1.0, 1.0, 0, ffi.from_buffer(_FLOATS, weights), ffi.from_buffer(_INTS, ids),
-        ffi.from_buffer(_INTS, status),
-    ))  # fmt: skip
-    check(lib.assay_moe_route(args, -1, thread_count(num_threads)), "moe_route")
-    return RouteResult(weights, ids, status)
 
 
 class _Extras:
