@@ -72,6 +72,11 @@ LOSSLESS = {
     "specinfer": policies.multi_round([3, 1]),
     "specinfer without replacement": policies.multi_round([2, 2], replacement=False),
     "target only": policies.target_only([2, 1]),
+    "sampled": policies.matching(2),
+    "K-SEQ": policies.k_seq(2, rho=Fraction(2)),
+    "traversal": policies.traversal([-1, -1, 0]),
+    "traversal of a chain": policies.traversal([-1, 0]),
+    "traversal without replacement": policies.traversal([-1, -1, 0], replacement=False),
 }
 
 
@@ -96,6 +101,23 @@ def test_k_seq_is_lossless_and_needs_its_rho(drafts):
         biased = certify(policies.k_seq(drafts, rho=1.0), vocab=4)
         assert not biased.lossless
         assert biased.total_variation > 1e-3
+
+
+@pytest.mark.parametrize("drafts", [2, 3])
+def test_k_seq_is_exact_at_any_rho_above_the_best(drafts):
+    """rho rounded up to a multiple of 2^-16 of K - 1, as the kernels have it, in fractions: no distance at all."""
+    for seed in range(3):
+        target, draft = random_models(4, [seed, 0], exact=True)
+        p, q = (np.array(model(()), float) for model in (target, draft))
+        step = Fraction(drafts - 1, 2**16)
+        rho = 1 + step * int(np.ceil((kseq_rho(p, q, drafts) - 1 + 1e-9) / float(step)))
+        found = certify(policies.k_seq(drafts, rho=rho), vocab=4, target=target, draft=draft)
+        assert found.total_variation == 0
+
+
+def test_traversal_of_a_chain_is_block_verification():
+    block, chain = certify(policies.block(3)), certify(policies.traversal([-1, 0, 1]))
+    assert chain.expected_accepted == pytest.approx(block.expected_accepted, abs=1e-12)
 
 
 def test_block_verification_accepts_more_and_as_much_of_certain_drafts():

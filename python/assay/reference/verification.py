@@ -207,6 +207,14 @@ def kseq_rho(p: np.ndarray, q: np.ndarray, count: int) -> float:
     return rho
 
 
+def kseq_residual(p: np.ndarray, q: np.ndarray, count: int) -> tuple[float, np.ndarray, float]:
+    """p - gamma min(q, p / rho) as the mixture it is drawn from: the share of p, then gamma times a rest; the rest; gamma."""
+    rho = kseq_rho(p, q, count)
+    beta = np.minimum(q, p / rho).sum()
+    gamma = (1 - (1 - beta) ** count) / beta if beta > 0 else float(count)
+    return max(1 - gamma / rho, 0.0), np.maximum(p / rho - q, 0), gamma
+
+
 def kseq(r: Request, node: int) -> tuple[int | None, int]:
     p, children = r.p(node), r.children[node]
     q = r.q(node, children[0])
@@ -218,10 +226,7 @@ def kseq(r: Request, node: int) -> tuple[int | None, int]:
         if accepts(px, rho * qx, r.accept_uniform(child)):
             return child, r.ids[child]
     check_draft(q)
-    beta = np.minimum(q, p / rho).sum()
-    gamma = (1 - (1 - beta) ** len(children)) / beta if beta > 0 else float(len(children))
-    # p - gamma min(q, p / rho), as a mixture of p and a residual, drawn from in this order.
-    of_p, rest = max(1 - gamma / rho, 0.0), np.maximum(p / rho - q, 0)
+    of_p, rest, gamma = kseq_residual(p, q, len(children))
     total = of_p + gamma * rest.sum()
     if not total > 0:
         return None, r.draw(rest, node, residual=True)

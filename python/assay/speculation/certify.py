@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 
 from ..reference import softmax
+from ..reference.verification import kseq_residual
 from .enumerate import Draw, enumerate_law, uniform_law
+from .exact import exact_models
 from .policies import Model, Policy, draw_siblings
 
 #: Rules of :func:`assay.verify` whose siblings are drawn without replacement.
 _WITHOUT_REPLACEMENT = ("specinfer_without_replacement", "traversal_without_replacement")
 #: Rules that read no draft distribution: each draft by itself must be lossless.
 _ANY_DRAFT = ("greedy", "sampled", "target_only", "typical")
-#: Rules that draw the residual from a mixture of p and a rest, the former's share below 2^-15 or so: its tokens come in
-#: order before all others, in intervals of the uniform that bisection does not see. Their weight is the tolerance.
-_MIXTURES = ("kseq",)
 #: Arguments of :func:`assay.verify` that leave the target as it is.
 _OPTIONS = {"isa", "num_threads", "posterior_threshold", "posterior_alpha", "threshold_single", "threshold_acc"}
 
@@ -115,7 +114,9 @@ def certify(
     settings, seed : int
         So many random pairs of models, with tokens of no probability and a sure draft among them.
     exact : bool
-        Probabilities as fractions: then a lossless policy of rational arithmetic has a total variation of exactly 0.
+        Of a function: probabilities as fractions; then a lossless policy of rational arithmetic has a total variation of
+        exactly 0. Of a named rule: settings on which float32 loses nothing (:mod:`assay.speculation.exact`), compared with
+        the law by which :func:`assay.sample` draws from the same logits by the same backend, found in the same way.
     target, draft : callable, optional
         One setting of your own: prefix (tuple of tokens) to `vocab` probabilities.
     one_hot : bool
@@ -124,7 +125,7 @@ def certify(
     backend : {"reference", "c", "numba"}
         Of a named rule.
     tolerance : float, optional
-        Default: 1e-12, for the float32 kernels of a named rule and for "kseq" 1e-6.
+        Default: 1e-12, for the float32 kernels of a named rule 1e-6 unless `exact`.
     verify : callable, optional
         Of a named rule: called in place of :func:`assay.verify`, with its arguments.
     options
@@ -146,14 +147,16 @@ def certify(
         raise ValueError("target, draft: expected both or neither")
     if target is not None and draft is not None:
         pairs = [(target, draft)]
+    elif exact and isinstance(policy, str):
+        tree = range(-1, drafts - 1) if parents is None else parents
+        pairs = [exact_models(policy, vocab, tree, [seed, i]) for i in range(settings)]
     else:
         pairs = [random_models(vocab, [seed, i], exact=exact) for i in range(settings)]
     if tolerance is None:
-        rounded = isinstance(policy, str) and (backend != "reference" or policy in _MIXTURES)
-        tolerance = 1e-6 if rounded else 1e-12
+        tolerance = 1e-6 if isinstance(policy, str) and backend != "reference" and not exact else 1e-12
     named: _Rule | None = None
     if isinstance(policy, str):
-        named = _Rule(policy, vocab, drafts, parents, one_hot, backend, options, verify)
+        named = _Rule(policy, vocab, drafts, parents, one_hot, backend, exact, options, verify)
     tally = _Tally(vocab)
     for i, (p, q) in enumerate(pairs):
         if named is not None:
@@ -271,7 +274,7 @@ class _Rule:
 
     def __init__(
         self, rule: str, vocab: int, drafts: int, parents: Sequence[int] | None, one_hot: bool, backend: str,
-        options: dict[str, Any], verify: Callable[..., Any] | None,
+        exact: bool, options: dict[str, Any], verify: Callable[..., Any] | None,
     ) -> None:  # fmt: skip
         if rule == "gumbel":
             raise ValueError("policy: expected a rule that uniforms decide; 'gumbel' equals assay.sample by its tokens")
@@ -279,6 +282,7 @@ class _Rule:
             unknown = sorted(set(options) - _OPTIONS)[0]
             raise TypeError(f"options: expected {', '.join(sorted(_OPTIONS))}, got {unknown}")
         self.rule, self.vocab, self.backend, self.options = rule, vocab, backend, options
+        self.exact, self.bits = exact, 50 if backend == "reference" or exact else 34
         self.tree = parents is not None
         self.parents = list(range(-1, drafts - 1)) if parents is None else [int(x) for x in parents]
         self.one_hot = one_hot
@@ -328,7 +332,10 @@ class _Rule:
         law = self.drafted(draft)
         drafts = list(law)
         logits, probs = self._tables(drafts, target, draft)
-        target = _of_logits(target)
+        if self.rule == "greedy":
+            target = _argmax_of(_of_logits(target))
+        else:
+            target = self._of_samples(target) if self.exact else _of_logits(target)
         k = len(self.parents)
 
         def run(owner: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
@@ -344,18 +351,17 @@ class _Rule:
                 raise ValueError(f"{self.rule}: expected status 0, got {int(found.status[found.status != 0][0])}")
             return np.concatenate([found.num_accepted[:, None], found.output_token_ids], axis=1)
 
-        bits = 50 if self.backend == "reference" else 34
-        laws, boxes = uniform_law(run, len(drafts), k + 2, bits=bits)
+        cuts = [self._cuts(x, target, draft) for x in drafts] if self.rule == "kseq" and self.bits == 50 else None
+        laws, boxes = uniform_law(run, len(drafts), k + 2, bits=self.bits, cuts=cuts)
         tally.outcomes += boxes
-        wanted = _argmax_of(target) if self.rule == "greedy" else target
         emissions = [[(tuple(t for t in out[1:] if t >= 0), out[0], v) for out, v in laws[j].items()]
                      for j in range(len(drafts))]  # fmt: skip
         if self.each:
             for x, outcomes in zip(drafts, emissions, strict=True):
-                tally.add(setting, x, outcomes, wanted, 1 / len(drafts))
+                tally.add(setting, x, outcomes, target, 1 / len(drafts))
             return
         whole = [(t, n, v * float(law[x])) for x, part in zip(drafts, emissions, strict=True) for t, n, v in part]
-        tally.add(setting, None, whole, wanted)
+        tally.add(setting, None, whole, target)
 
     def _tables(
         self, drafts: list[tuple[int, ...]], target: Model, draft: Model
@@ -374,10 +380,42 @@ class _Rule:
                     probs[j, child] = [float(w) for w in draft(prefix)]
         return logits, None if self.each else probs
 
+    def _of_samples(self, model: Model) -> Model:
+        """The law of plain sampling after every prefix, found through its own uniform."""
+        from ..ops.speculative import sample
+
+        depth = max(len(x) for x in self.prefixes([0] * len(self.parents)))
+        prefixes = [x for n in range(depth + 1) for x in itertools.product(range(self.vocab), repeat=n)]
+        logits = np.array([_logits(model(x)) for x in prefixes])
+        options = {name: self.options[name] for name in ("isa", "num_threads") if name in self.options}
+
+        def run(owner: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+            both = np.repeat(uniforms, 2)  # the second is for a residual, which there is none of
+            return sample(logits[owner], uniforms=both, backend=self.backend, **options).output_token_ids
+
+        laws, _ = uniform_law(run, len(prefixes), 1, bits=self.bits)
+        rows = {x: [law.get((v,), 0.0) for v in range(self.vocab)] for x, law in zip(prefixes, laws, strict=True)}
+        return rows.__getitem__
+
+    def _cuts(self, tokens: Sequence[int], target: Model, draft: Model) -> list[tuple[int, float]]:
+        """K-SEQ draws its residual from p, or from a rest that little of p is mixed with: where those meet, at every node."""
+        found = []
+        for node, prefix in enumerate(self.prefixes(tokens)):
+            count = self.parents.count(node - 1)
+            if count:
+                p, q = np.array(target(prefix), float), np.array(draft(prefix), float)
+                of_p, rest, gamma = kseq_residual(p, q, count)
+                total = of_p + gamma * rest.sum()
+                if of_p > 2.0**-44 * total:  # not rounding alone
+                    found.append((len(self.parents), of_p / total))
+        return found
+
 
 def _logits(p: Sequence[Any]) -> np.ndarray:
+    """Relative to the largest, so that powers of two become multiples of one logarithm."""
+    w = np.array([float(x) for x in p])
     with np.errstate(divide="ignore"):
-        return np.log(np.array([float(w) for w in p])).astype(np.float32)
+        return np.log(w / w.max()).astype(np.float32)
 
 
 def _of_logits(model: Model) -> Model:

@@ -1,5 +1,6 @@
 """Exact laws without sampling: of a program that makes random choices, and of a kernel that is given uniforms."""
 
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -90,14 +91,15 @@ def enumerate_law(program: Callable[[Draw], Hashable], *, max_paths: int = 1_000
 
 def uniform_law(
     run: Callable[[np.ndarray, np.ndarray], np.ndarray], programs: int, dims: int, *, bits: int = 34,
-    max_boxes: int = 1_000_000,
+    max_boxes: int = 1_000_000, cuts: Sequence[Sequence[tuple[int, float]]] | None = None,
 ) -> tuple[list[dict[tuple[int, ...], float]], int]:  # fmt: skip
     """The exact law of deterministic programs of uniforms, seen from outside only: kernels, for example.
 
     The cube of uniforms is split into boxes on which the outcome is constant. Where two corners of a box that differ in
     one uniform differ in outcome, a threshold between them is found by bisection and the box is split there. What this
     rests on: in each uniform, the others held, an outcome is taken on one interval, so that boxes whose corners agree are
-    constant. Decisions by thresholds and draws by a cumulated sum are so; random points check it.
+    constant. Decisions by thresholds and draws by a cumulated sum are so; random points check it. A draw from one of two
+    laws, whichever the same uniform says, is so on either side of where they meet: `cuts`.
 
     Parameters
     ----------
@@ -107,6 +109,8 @@ def uniform_law(
         How many programs, and the uniforms of each.
     bits : int
         Thresholds are found to 2^-bits: 34 for float32 probabilities, 50 for float64.
+    cuts : sequence of sequence of (int, float), optional
+        Of each program: uniforms and values at which the cube is split beforehand. One too many does no harm.
 
     Returns
     -------
@@ -121,7 +125,7 @@ def uniform_law(
     laws: list[dict[tuple[int, ...], float]] = [{} for _ in range(programs)]
     inset = 2.0**-bits  # four times what a threshold may be off by
     corners = (np.arange(2**dims)[:, None] >> np.arange(dims) & 1).astype(bool)
-    owner, low, high = np.arange(programs), np.zeros((programs, dims)), np.ones((programs, dims))
+    owner, low, high = _first_boxes(programs, dims, cuts)
     boxes = 0
     rng = np.random.default_rng(dims)
     while len(owner):
@@ -153,6 +157,24 @@ def uniform_law(
         owner = np.concatenate([owner[split]] * 2)
         low, high = np.concatenate([low[split], right]), np.concatenate([left, high[split]])
     return laws, boxes
+
+
+def _first_boxes(
+    programs: int, dims: int, cuts: Sequence[Sequence[tuple[int, float]]] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Owner, lower and upper corners of the boxes to begin with."""
+    owner, low, high = [], [], []
+    for program in range(programs):
+        ends: list[set[float]] = [{0.0, 1.0} for _ in range(dims)]
+        for axis, value in cuts[program] if cuts else ():
+            if 0 < value < 1:
+                ends[axis].add(value)
+        for box in itertools.product(*(itertools.pairwise(sorted(e)) for e in ends)):
+            owner.append(program)
+            low.append([a for a, _ in box])
+            high.append([b for _, b in box])
+    shape = (len(owner), dims)
+    return np.array(owner, np.int64), np.reshape(np.array(low, float), shape), np.reshape(np.array(high, float), shape)
 
 
 @dataclass

@@ -143,6 +143,61 @@ def target_only(widths: Sequence[int]) -> Policy:
     return policy
 
 
+def traversal(parents: Sequence[int], *, replacement: bool = True) -> Policy:
+    """Traversal verification of a tree, from its leaves to its root (Weng et al., arXiv:2505.12398); of a chain: :func:`block`."""
+    below = {node: [j for j, parent in enumerate(parents) if parent == node] for node in range(-1, len(parents))}
+
+    def policy(draw: Draw, target: Model, draft: Model) -> Sequence[int]:
+        paths: dict[int, tuple[int, ...]] = {-1: ()}
+        waiting: dict[int, list[int]] = {}
+        for node in range(-1, len(parents)):
+            if node in paths:
+                drawn = draw_siblings(draw, draft(paths[node]), len(below[node]), replacement=replacement)
+                waiting[node] = below[node][: len(drawn)]
+                paths |= {child: (*paths[node], x) for child, x in zip(waiting[node], drawn, strict=True)}
+        chance: dict[int, Any] = {-1: 1}
+        left = {-1: list(target(()))}  # of each node's target, times the chance that the node stands
+        q = {node: list(draft(path)) for node, path in paths.items()}
+        node = -1
+        while True:
+            if waiting[node]:
+                child = waiting[node][0]
+                x = paths[child][-1]
+                chance[child] = ratio(left[node][x], q[node][x])
+                if chance[child] > 0:
+                    node = child
+                    left[node] = [chance[node] * w for w in target(paths[node])]
+                    continue
+            elif node < 0 or draw.accept(chance[node]):
+                return (*paths[node], sampled_or(draw, left[node], target(paths[node])))
+            else:
+                child, node = node, parents[node]
+            left[node] = excess(left[node], q[node])
+            whole = sum(left[node]) + 1 - chance[node]
+            if whole > 0:
+                left[node] = [w / whole for w in left[node]]
+            chance[node] = sum(left[node]) if whole > 0 else 1
+            waiting[node].pop(0)
+            if not replacement:
+                q[node] = without(q[node], [paths[child][-1]])
+
+    return policy
+
+
+def matching(drafts: int) -> Policy:
+    """A token drawn from the target; a draft that equals it stands (rules "sampled" and "gumbel")."""
+
+    def policy(draw: Draw, target: Model, draft: Model) -> Sequence[int]:
+        x = draft_chain(draw, draft, drafts)
+        for i in range(drafts):
+            token = draw.choose(target(x[:i]))
+            if token != x[i]:
+                return (*x[:i], token)
+        return (*x, draw.choose(target(x)))
+
+    return policy
+
+
 def k_seq(drafts: int, rho: Any = None) -> Policy:
     """K-SEQ of SpecTr (arXiv:2310.15141) on independent drafts of one token; `rho` by default the best one."""
 
