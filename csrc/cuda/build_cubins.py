@@ -1,9 +1,10 @@
 """Compiles every kernel for every target by NVRTC, into files that the package carries.
 
-Usage: build_cubins.py OUT [--require] [--jobs N]
+Usage: build_cubins.py OUT [--target sm_80 ...] [--require] [--jobs N]
 
 Without NVRTC it leaves OUT empty and says so (the GPU's kernels are then compiled at run time); with --require that is an
-error. Two files a unit and target: the code, compressed, and what ptxas says of its kernels.
+error. Two files a unit and target: the code, compressed, and what ptxas says of its kernels. What was compiled before of
+the same content comes from the user's cache, so that tests and a wheel compile each target once.
 """
 
 import argparse
@@ -35,12 +36,13 @@ def build(unit: str, target: str, out: str) -> tuple[str, str, int]:
     nvrtc = compiler_module()
     image = nvrtc.compile_cached(CSRC, unit, target, nvrtc.Compiler())
     nvrtc.write_image(Path(out), f"{unit}.{target}", image)
-    return unit, target, (Path(out) / f"{unit}.{target}.z").stat().st_size
+    return unit, target, (Path(out) / f"{unit}.{target}.xz").stat().st_size
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--target", action="append", help="this one alone; again for more (default: all)")
     parser.add_argument("--require", action="store_true", help="fail without NVRTC")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
@@ -52,7 +54,12 @@ def main() -> None:
             raise SystemExit(f"NVRTC is not installed: pip install '{nvrtc.WHEEL}'")
         print("NVRTC is not installed: a package without code for GPUs")
         return
-    work = [(unit, target) for unit in nvrtc.units(CSRC) for target in nvrtc.targets_of(unit)]
+    work = [
+        (unit, target)
+        for unit in nvrtc.units(CSRC)
+        for target in nvrtc.targets_of(unit)
+        if not options.target or target in options.target
+    ]
     with ProcessPoolExecutor(options.jobs) as pool:
         done = [pool.submit(build, unit, target, str(options.out)) for unit, target in work]
         total = 0

@@ -1,5 +1,6 @@
 """GPU tests: `mock` is a driver without a GPU, `gpu` that or, with ASSAY_CUDA_REAL=1, the real one."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import budgets
 import emulator
 import mock_driver
 
@@ -43,3 +45,13 @@ def gpu(request):
         return cuda
     request.getfixturevalue("mock")
     return cuda
+
+
+@pytest.fixture(scope="session")
+def images():
+    """images(target): the compiled units by name; what the user's cache lacks is compiled, as for a wheel."""
+    from assay.cuda import compile as nvrtc
+
+    if nvrtc.find_nvrtc() is None:
+        pytest.skip(f"NVRTC is not installed: pip install '{nvrtc.WHEEL}'")
+    return functools.cache(lambda target: {unit: image for (unit, _), image in budgets.compile_all((target,)).items()})

@@ -1,14 +1,15 @@
-"""What NVRTC makes of every kernel, without a GPU: no spill, no stack, within the budgets of kernels.def."""
+"""What NVRTC makes of every kernel for every target, without a GPU: no spill, no stack, within the budgets of kernels.def."""
 
+import budgets
+import emulator
+import occupancy
 import pytest
 
 from assay.cuda import _images
 from assay.cuda import compile as nvrtc
 
-ROOT = _images.sources()
-REGISTERS = 65536
-#: One target a unit, here: build_cubins.py does the same for all of them, which takes minutes.
-CASES = [(unit, next(t for t in nvrtc.targets_of(unit))) for unit in nvrtc.units(ROOT)]
+ROOT = emulator.CUDA.parent
+TARGETS = [pytest.param(target, marks=pytest.mark.timeout(900)) for target in nvrtc.TARGETS]
 
 
 @pytest.fixture(scope="module")
@@ -19,22 +20,61 @@ def compiler():
         pytest.skip(str(exc))
 
 
-@pytest.mark.parametrize(("unit", "target"), CASES)
-def test_no_spill_no_stack_and_the_blocks_that_were_asked_for(compiler, unit, target):
-    image = nvrtc.compile_cached(ROOT, unit, target, compiler)
-    lines = {k.name: k for k in nvrtc.read_kernels(ROOT) if k.unit == unit}
-    assert set(image.usage) == set(lines)
-    for name, used in image.usage.items():
-        assert (used.stack_bytes, used.spill_store_bytes, used.spill_load_bytes) == (0, 0, 0), name
-        assert used.smem_bytes == 0, f"{name}: static shared memory, which the launcher does not count"
-        # Registers come by 8 a thread, 256 a warp.
-        registers = -(-used.registers // 8) * 8 * int(lines[name].threads)
-        assert registers * int(lines[name].min_blocks) <= REGISTERS, name
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_spill_no_stack_and_the_blocks_that_were_asked_for(images, target):
+    used = {name: usage for image in images(target).values() for name, usage in image.usage.items()}
+    kernels = {k.name: k for k in emulator.kernels().values() if target in nvrtc.targets_of(k.file)}
+    assert set(used) == set(kernels)
+    for name, kernel in kernels.items():
+        usage = used[name]
+        assert (usage.stack_bytes, usage.spill_store_bytes, usage.spill_load_bytes) == (0, 0, 0), name
+        assert usage.smem_bytes == 0, f"{name}: static shared memory, which the launcher does not count"
+        fit = occupancy.blocks(target, usage.registers, kernel.smem_bytes, kernel.threads)
+        # Where shared memory has no room for the blocks asked for, the registers must.
+        room = occupancy.blocks(target, 1, kernel.smem_bytes, kernel.threads)
+        assert fit >= min(kernel.min_blocks, room) >= 1, f"{name}: {fit} blocks a multiprocessor"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_registers_are_within_the_table(images, target):
+    """docs/cuda-budgets.md, made by `python tests/cuda/budgets.py`."""
+    table = budgets.read()
+    for image in images(target).values():
+        for name, usage in image.usage.items():
+            assert usage.registers <= table[name][target], name
+
+
+@pytest.mark.timeout(900)
+def test_intermediate_code_for_later_gpus_holds_every_kernel(images):
+    made = images(nvrtc.PTX)
+    for kernel in emulator.kernels().values():
+        if nvrtc.PTX in nvrtc.targets_of(kernel.file):
+            assert f".entry {kernel.name}(".encode() in made[kernel.file].code
+    # The oldest version that drivers for CUDA 12.9 and later take.
+    assert all(image.code.startswith(b"//") and b"\n.version 8.8\n" in image.code for image in made.values())
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "threads", "target", "blocks"),
+    [
+        (32, 0, 1024, "sm_80", 2),  # threads
+        (33, 0, 1024, "sm_80", 1),  # registers: 40 a thread
+        (16, 0, 32, "sm_86", 16),  # blocks
+        (64, 49152, 256, "sm_86", 2),  # shared memory
+        (255, 0, 256, "sm_120", 1),
+        (128, 102400 - 1024, 256, "sm_89", 1),
+        (128, 102400 - 1023, 256, "sm_89", 0),
+        (168, 208960, 384, "sm_90a", 1),
+        (32, 0, 64, "sm_100a", 32),
+    ],
+)
+def test_occupancy_by_hand(registers, shared, threads, target, blocks):
+    assert occupancy.blocks(target, registers, shared, threads) == blocks
 
 
 def test_a_damaged_file_of_the_cache_is_made_again(compiler, tmp_path):
     first = nvrtc.compile_cached(ROOT, "probe", "sm_80", compiler, tmp_path)
-    (packed,) = tmp_path.glob("*.z")
+    (packed,) = tmp_path.glob("*.xz")
     packed.write_bytes(packed.read_bytes()[:-7])
     assert nvrtc.compile_cached(ROOT, "probe", "sm_80", compiler, tmp_path).code == first.code
 

@@ -48,11 +48,11 @@ def best_target(major: int, minor: int) -> str | None:
 def code_for(capability: tuple[int, int]) -> str | None:
     """Where this build's kernels for a compute capability come from; None when from nowhere."""
     target = best_target(*capability)
-    if target and any(IMAGES.glob(f"*.{target}.z")):
+    if target and any(IMAGES.glob(f"*.{target}.xz")):
         return f"compiled for {target}"
     if find_nvrtc() is not None:
         return "compiled at first use, by NVRTC"
-    return f"{PTX}, compiled by the driver" if any(IMAGES.glob(f"*.{PTX}.z")) else None
+    return f"{PTX}, compiled by the driver" if any(IMAGES.glob(f"*.{PTX}.xz")) else None
 
 
 def find(unit: str, major: int, minor: int) -> Image:

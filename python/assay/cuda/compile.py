@@ -10,11 +10,12 @@ import ctypes
 import fcntl
 import hashlib
 import json
+import lzma
 import os
 import re
 import sys
 import tempfile
-import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -96,8 +97,8 @@ def read_kernels(root: Path) -> list[Kernel]:
 
 
 def units(root: Path) -> list[str]:
-    """Files of kernels, in the order of kernels.def."""
-    return list(dict.fromkeys(kernel.unit for kernel in read_kernels(root)))
+    """Files of kernels, those of many first: they take longest to compile."""
+    return [unit for unit, _ in Counter(kernel.unit for kernel in read_kernels(root)).most_common()]
 
 
 def targets_of(unit: str) -> tuple[str, ...]:
@@ -238,10 +239,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 def write_image(folder: Path, stem: str, image: Image) -> None:
     """Two files, whole at any moment: the code compressed, and what is known of it with its hash."""
-    packed = zlib.compress(image.code, 9)
+    packed = lzma.compress(image.code)
     about = asdict(image)
     about["code"] = hashlib.sha256(packed).hexdigest()
-    for suffix, data in ((".json", json.dumps(about, indent=1).encode()), (".z", packed)):
+    for suffix, data in ((".xz.json", json.dumps(about, indent=1).encode()), (".xz", packed)):
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
             file.write(data)
         Path(file.name).replace(folder / f"{stem}{suffix}")
@@ -250,13 +251,13 @@ def write_image(folder: Path, stem: str, image: Image) -> None:
 def read_image(folder: Path, stem: str) -> Image | None:
     """What write_image wrote; None when it is not there or damaged."""
     try:
-        packed = (folder / f"{stem}.z").read_bytes()
-        about: dict[str, Any] = json.loads((folder / f"{stem}.json").read_text())
+        packed = (folder / f"{stem}.xz").read_bytes()
+        about: dict[str, Any] = json.loads((folder / f"{stem}.xz.json").read_text())
         if about.pop("code") != hashlib.sha256(packed).hexdigest():
             return None
         usage = {name: Usage(**numbers) for name, numbers in about.pop("usage").items()}
-        return Image(code=zlib.decompress(packed), usage=usage, **about)
-    except (OSError, ValueError, KeyError, TypeError, zlib.error):
+        return Image(code=lzma.decompress(packed), usage=usage, **about)
+    except (OSError, ValueError, KeyError, TypeError, lzma.LZMAError):
         return None
 
 
