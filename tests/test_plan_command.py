@@ -3,32 +3,10 @@
 import csv
 import io
 import json
-import math
 
 import pytest
 
-from assay.cli import main
-from assay.cost.stored import summarise
-from assay.profile import save
-from synthetic import synthetic_profile
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*args):
-        status = main(list(args))
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
-
-
-def finite(value):
-    if isinstance(value, dict):
-        return all(finite(v) for v in value.values())
-    if isinstance(value, list):
-        return all(finite(v) for v in value)
-    return not isinstance(value, float) or math.isfinite(value)
+from answers import finite
 
 
 def test_table(run):
@@ -113,15 +91,12 @@ def test_bought_and_rented(run):
     assert 0.5 < bought["usd_per_request_paid"] / rented["usd_per_request_paid"] < 1.0
 
 
-def test_profile(run, tmp_path):
-    profile = synthetic_profile()
-    profile.fits, profile.accuracy = summarise(profile)
-    save(profile, tmp_path / "p.json")
+def test_profile(run, profile_path):
     args = (
         "plan",
         "llama-3.1-8b",
         "--profile",
-        str(tmp_path / "p.json"),
+        profile_path,
         "--weights",
         "w4a8",
         "--rate",

@@ -6,20 +6,14 @@ import json
 
 import pytest
 
-from assay.cli import main
 from assay.cost.stored import summarise
 from assay.profile import save
 from synthetic import synthetic_profile
 
 
 @pytest.fixture
-def run(capsys):
-    def call(*args):
-        status = main(["techniques", *args])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+def run(run):
+    return lambda *args: run("techniques", *args)
 
 
 def test_table(run):

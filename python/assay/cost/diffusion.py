@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from assay.cost.draws import Draws, Part
-from assay.cost.machines import WEIGHTS, Datasheet
+from assay.cost.formats import WEIGHTS
+from assay.cost.machines import Datasheet
 from assay.cost.roofline import FloatArray
 
 #: Of the dense peak, what published runs of whole pipelines reach (docs/serving.md holds these to them): attention over tens

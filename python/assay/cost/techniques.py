@@ -14,10 +14,11 @@ from statistics import NormalDist
 
 import numpy as np
 
-from assay.cost.cases import KV_BYTES, Case, Priced, longest_over_mean, price
+from assay.cost.cases import Case, Priced, longest_over_mean, price
 from assay.cost.drafting import Speculation, Triple
 from assay.cost.draws import Draws, Influence, influences, interval
-from assay.cost.machines import WEIGHTS, Datasheet, Machine
+from assay.cost.formats import KV_BYTES, WEIGHTS
+from assay.cost.machines import Datasheet, Machine
 from assay.cost.roofline import FloatArray
 from assay.model import Experts, Matrix, ModelSpec
 
@@ -105,14 +106,14 @@ def adaptive(spread: Triple = (0.6, 1.0, 1.4), covered: float = 0.95) -> Techniq
 
 
 def quantised_weights(fmt: str) -> Technique:
-    """Weights in one of `cases.WEIGHTS`."""
+    """Weights in one of `formats.WEIGHTS`."""
     if fmt not in WEIGHTS:
         raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {fmt!r}")
     return Technique(fmt, "weights", weights=fmt)
 
 
 def quantised_kv(fmt: str) -> Technique:
-    """KV cache in one of `cases.KV_BYTES`."""
+    """KV cache in one of `formats.KV_BYTES`."""
     if fmt not in KV_BYTES:
         raise ValueError(f"kv: expected one of {', '.join(KV_BYTES)}, got {fmt!r}")
     return Technique(f"kv={fmt}", "kv", kv=fmt)
