@@ -164,6 +164,26 @@ def test_video(run):
     assert finite(full)
 
 
+def test_video_explained(run):
+    status, out, _ = run("video", "cogvideox-2b", "--hardware", "h100-sxm", "--explain")
+    assert status == 0
+    assert "CogVideoX-2B on NVIDIA H100 SXM: memory " in out
+    assert "What moves dollars a second most: " in out
+    (row,) = json.loads(run("video", "cogvideox-2b", "--hardware", "h100-sxm", "--explain", "-o", "json")[1])["rows"]
+    assert sum(row["terms"].values()) == pytest.approx(row["time_s"])
+    causes = [i["input"] for i in row["inputs"]]
+    assert sorted(causes) == ["memory", "price", "video compute"]
+    swings = [max(i["at_low"], i["at_high"]) / min(i["at_low"], i["at_high"]) for i in row["inputs"]]
+    assert swings == sorted(swings, reverse=True)
+    free = run("video", "cogvideox-2b", "--hardware", "h100-sxm", "--explain", "--usd-per-hour", "0")
+    assert (free[0], "What moves the time most: video compute" in free[1]) == (0, True)
+
+
+def test_the_next_command_asks_for_the_same_machine(run):
+    out = run("plan", "llama-3.1-8b", "--hardware", "a100-80gb-sxm", "--devices", "2", "--rate", "1")[1]
+    assert out.splitlines()[-1] == "Next: assay plan llama-3.1-8b --hardware a100-80gb-sxm --devices 2 --explain"
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [(("sora",), "sora"), (("--hardware", "abacus"), "abacus"), (("--size", "x"), "--size"), (("--steps", "99999"), "steps"),

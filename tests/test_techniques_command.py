@@ -45,6 +45,15 @@ def test_every_technique_and_every_set(run):
     assert (pair["theoretical"], pair["practical"]) == ([16, 16], [6, 12])
 
 
+def test_explain_shows_the_terms(run):
+    out = run("--with", "int4,spec:k=2", "--explain")[1]
+    for name in ("none", "w4a16 + spec:k=2"):
+        assert f"An answer with {name} takes " in out
+    rows = json.loads(run("--with", "int4,spec:k=2", "--explain", "-o", "json")[1])["rows"]
+    for row in rows:
+        assert row["memory_s"] + row["compute_s"] + row["overhead_s"] == pytest.approx(1 / row["answers_per_s"])
+
+
 def test_measured_speed_ups_stand_beside(run, tmp_path):
     path = tmp_path / "measured.json"
     path.write_text(json.dumps({"rows": [{"techniques": ["int8", "spec:k=2"], "speedup": 2.25}]}))

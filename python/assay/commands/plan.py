@@ -337,4 +337,6 @@ def _next(args: argparse.Namespace) -> str:
     for option in ("hardware", "profile"):
         if getattr(args, option):
             command += [f"--{option}", getattr(args, option)]
+    if args.devices != 1:
+        command += ["--devices", str(args.devices)]
     return shlex.join([*command, *(["--weights", "w4a16"] if args.explain else ["--explain"])])

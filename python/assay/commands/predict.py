@@ -247,7 +247,7 @@ def _columns(priced: bool = True) -> list[Any]:
 
     prices = (
         Column(three("usd_per_million"), "$/M tokens", table.usd),
-        Column(three("usd_per_million_decode"), "$/M decode only", lambda value, *_: table.usd(value)),
+        Column(three("usd_per_million_decode"), "$/M decode only", table.usd),
     )
     return [
         Column("precision", "precision"),
@@ -255,7 +255,7 @@ def _columns(priced: bool = True) -> list[Any]:
         Column(three("tpot", "_s"), "time per token", table.seconds),
         Column(three("tokens_per_s"), "tokens/s", table.number),
         Column("bound", "bound by"),
-        Column(three("ttft", "_s"), "first token", lambda value, *_: table.seconds(value)),
+        Column(three("ttft", "_s"), "first token", table.seconds),
         Column("memory_bytes", "memory", table.size, align="right"),
         Column("fits", "fits", table.yes_no),
         *(prices if priced else ()),

@@ -196,7 +196,8 @@ class Combination:
     """A set of techniques applied to the base. Triples are the estimate and its 90% interval.
 
     ``product`` is that of the members' own speed-ups, ``interaction`` None for a single technique. ``loss`` is what the
-    set costs in quality, the members' added up.
+    set costs in quality, the members' added up. ``parts_s``: seconds of memory, compute and overhead that an answer takes of
+    the whole machine.
     """
 
     names: tuple[str, ...]
@@ -210,6 +211,7 @@ class Combination:
     fits: bool | None
     batch: int
     loss: Triple
+    parts_s: Triple
     why: str
 
 
@@ -245,7 +247,7 @@ def speedups(
     one = (1.0, 1.0, 1.0)
     start = Combination(
         (), interval(before.answers_per_s), interval(before.tokens_per_s), one, 1.0, None, before.bound, before.bound,
-        before.fits, base.running, (0.0, 0.0, 0.0),
+        before.fits, base.running, (0.0, 0.0, 0.0), _parts(before),
         f"weights {base.weights_bytes / 1e9:.3g} GB, {base.running} requests at once",
     )  # fmt: skip
     found: list[Combination] = []
@@ -275,6 +277,7 @@ def speedups(
                     after.fits,
                     case.running,
                     (loss[0], loss[1], loss[2]),
+                    _parts(after),
                     _why(before, after) + _beside(chosen, gains),
                 )
             )
@@ -294,6 +297,14 @@ def moved(base: Case, techniques: Sequence[Technique], names: Sequence[str], wha
         return np.asarray(gain)
 
     return influences(answer)
+
+
+def _parts(priced: Priced) -> Triple:
+    parts = priced.parts
+    memory, compute, overhead = (
+        float(p[0]) / priced.case.running for p in (parts.memory_s, parts.compute_s, parts.overhead_s)
+    )
+    return memory, compute, overhead
 
 
 def _watts(case: Case) -> float:

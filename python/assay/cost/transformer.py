@@ -423,7 +423,8 @@ def prefill_chunk(cost_model: CostModel, precision: str, isl: int) -> int:
     the range.
     """
     weights = parse(precision).weights
-    fits = [cost_model.ops.get(op) for kind, op in KERNEL.items() if weights in (kind, FILE)]
+    kinds = STORED_AS.values() if weights == FILE else (weights,)
+    fits = [cost_model.ops.get(KERNEL[kind]) for kind in kinds if kind in KERNEL]
     widest = [max(int(c.m[-1]) for c in fit.classes if isinstance(c, GemmClass)) for fit in fits if fit]
     return min(isl, max(32, min([*widest, PREFILL_CHUNK_MAX])))
 
