@@ -3,7 +3,7 @@
     pytest benchmarks/ --benchmark-json F && assay profile import F -o profile.json
 
 Each point's answer is checked against the reference before it is timed. Options: --full for the points of
-`assay calibrate --full`, --seed for the data and the order. ASSAY_ISA and ASSAY_NUM_THREADS hold as everywhere.
+`assay calibrate --full`, --seed for the data and the order, --table for bench_predict.py. ASSAY_ISA and ASSAY_NUM_THREADS hold as everywhere.
 """
 
 import platform
@@ -29,6 +29,7 @@ TARGET_S, MIN_ROUNDS, MAX_ROUNDS = 0.12, 5, 45
 def pytest_addoption(parser):
     group = parser.getgroup("assay")
     group.addoption("--full", action="store_true", help="the points of assay calibrate --full")
+    group.addoption("--table", action="append", help="measured kernels whose device law is timed (bench_predict.py)")
     group.addoption("--seed", type=int, default=0, help="of the data and of the order of the benchmarks")
 
 

@@ -44,6 +44,33 @@ def guarded():
         libc.mprotect(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.PROT_READ | mmap.PROT_WRITE)
 
 
+@pytest.fixture
+def run(capsys):
+    """Runs a command line: its status, what it printed, and what it said on stderr."""
+    from assay.cli import main
+
+    def call(*args):
+        status = main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def profile_path(tmp_path_factory):
+    """A stored calibration of the invented machine."""
+    from assay.cost.stored import summarise
+    from assay.profile import save
+    from synthetic import synthetic_profile
+
+    path = tmp_path_factory.mktemp("profile") / "p.json"
+    profile = synthetic_profile()
+    profile.fits, profile.accuracy = summarise(profile)
+    save(profile, path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
     """(ffi, lib) of a library whose kernels beyond this CPU run by emulated intrinsics (tests/emulate)."""

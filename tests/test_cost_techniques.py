@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.catalog import list_devices, load_model
-from assay.cost.cases import KV_BYTES, Case, longest_over_mean, price, touched
+from assay.cost.cases import Case, longest_over_mean, price, touched
 from assay.cost.drafting import Speculation
 from assay.cost.draws import Draws
 from assay.cost.fit import fit_profile
-from assay.cost.machines import WEIGHTS, Calibrated, Datasheet, datasheet
+from assay.cost.formats import KV_BYTES, WEIGHTS
+from assay.cost.machines import Calibrated, Datasheet, datasheet
 from assay.cost.techniques import (
     Technique,
     dense_twin,

@@ -8,7 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.catalog import load_model
+from assay.cost.cases import Case, Group, run_pass
+from assay.cost.draws import Draws
 from assay.cost.fit import fit_profile
+from assay.cost.formats import KV_BYTES, WEIGHTS, parse
+from assay.cost.machines import Calibrated
 from assay.cost.transformer import (
     PRECISIONS,
     check_precision,
@@ -174,6 +178,33 @@ def test_a_step_is_monotone_in_batch_and_context_and_holds_its_estimate(precisio
     assert 0 < step.low_s <= step.time_s <= step.high_s < math.inf
 
 
+@pytest.mark.parametrize("weights", [*WEIGHTS, "w4a8,lm_head=bf16,attention=int8"])
+@pytest.mark.parametrize("kv", KV_BYTES)
+def test_a_server_and_a_step_price_the_same_calls_alike(weights, kv):
+    formats = parse(weights)
+    case = Case(DENSE, Calibrated("invented", MODEL, 2), formats.weights, kv, by_role=formats.by_role)
+    server = run_pass(case, [Group(8, 1, 100, 8)], Draws(0))
+    step = step_cost(DENSE, weights, 8, 100, MODEL, 2, kv)
+    assert server.time_s[0] == pytest.approx(step.time_s - by_name(step)["next_token"].time_s, rel=1e-9)
+    assert case.weights_bytes == pytest.approx(weight_bytes(DENSE, weights))
+
+
+def test_sixteen_bit_activations_have_their_kernel():
+    products = [s for s in synthetic_profile().samples if s.op == "w4a8_gemm"]
+    profile = synthetic_profile()
+    profile.samples += [
+        replace(s, op="w4a16_gemm", median_s=1.5 * s.median_s, time_s=tuple(1.5 * t for t in s.time_s))
+        for s in products
+    ]
+    model = fit_profile(profile)
+    step = step_cost(DENSE, "w4a16", 1, 100, model, 2)
+    assert {c.op for c in step.calls if c.name.startswith(("attn_", "ffn_"))} == {"w4a16_gemm"}
+    case = Case(DENSE, Calibrated("invented", model, 2), "w4a16")
+    assert run_pass(case, [Group(1, 1, 100, 1)], Draws(0)).time_s[0] == pytest.approx(
+        step.time_s - by_name(step)["next_token"].time_s, rel=1e-9
+    )
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -182,7 +213,7 @@ def test_a_step_is_monotone_in_batch_and_context_and_holds_its_estimate(precisio
         ({"osl": -3}, "osl"),
         ({"threads": 0}, "threads"),
         ({"batch": 1.5}, "batch"),
-        ({"precision": "int3"}, "precision: expected one of file, bf16, int8, int4, got 'int3'"),
+        ({"precision": "int3"}, "precision: expected one of file, int4, bf16, .*nvfp4, got 'int3'"),
         ({"usd_per_hour": -1.0}, "usd_per_hour"),
         ({"usd_per_hour": math.nan}, "usd_per_hour"),
     ],

@@ -3,32 +3,10 @@
 import csv
 import io
 import json
-import math
 
 import pytest
 
-from assay.cli import main
-from assay.cost.stored import summarise
-from assay.profile import save
-from synthetic import synthetic_profile
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*args):
-        status = main(list(args))
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
-
-
-def finite(value):
-    if isinstance(value, dict):
-        return all(finite(v) for v in value.values())
-    if isinstance(value, list):
-        return all(finite(v) for v in value)
-    return not isinstance(value, float) or math.isfinite(value)
+from answers import finite
 
 
 def test_table(run):
@@ -113,15 +91,12 @@ def test_bought_and_rented(run):
     assert 0.5 < bought["usd_per_request_paid"] / rented["usd_per_request_paid"] < 1.0
 
 
-def test_profile(run, tmp_path):
-    profile = synthetic_profile()
-    profile.fits, profile.accuracy = summarise(profile)
-    save(profile, tmp_path / "p.json")
+def test_profile(run, profile_path):
     args = (
         "plan",
         "llama-3.1-8b",
         "--profile",
-        str(tmp_path / "p.json"),
+        profile_path,
         "--weights",
         "w4a8",
         "--rate",
@@ -187,6 +162,26 @@ def test_video(run):
     assert full[0]["time_s"] == pytest.approx(2 * rows[0]["time_s"])
     assert (full[0]["measured_s"], rows[0]["measured_s"]) == (90, None)
     assert finite(full)
+
+
+def test_video_explained(run):
+    status, out, _ = run("video", "cogvideox-2b", "--hardware", "h100-sxm", "--explain")
+    assert status == 0
+    assert "CogVideoX-2B on NVIDIA H100 SXM: memory " in out
+    assert "What moves dollars a second most: " in out
+    (row,) = json.loads(run("video", "cogvideox-2b", "--hardware", "h100-sxm", "--explain", "-o", "json")[1])["rows"]
+    assert sum(row["terms"].values()) == pytest.approx(row["time_s"])
+    causes = [i["input"] for i in row["inputs"]]
+    assert sorted(causes) == ["memory", "price", "video compute"]
+    swings = [max(i["at_low"], i["at_high"]) / min(i["at_low"], i["at_high"]) for i in row["inputs"]]
+    assert swings == sorted(swings, reverse=True)
+    free = run("video", "cogvideox-2b", "--hardware", "h100-sxm", "--explain", "--usd-per-hour", "0")
+    assert (free[0], "What moves the time most: video compute" in free[1]) == (0, True)
+
+
+def test_the_next_command_asks_for_the_same_machine(run):
+    out = run("plan", "llama-3.1-8b", "--hardware", "a100-80gb-sxm", "--devices", "2", "--rate", "1")[1]
+    assert out.splitlines()[-1] == "Next: assay plan llama-3.1-8b --hardware a100-80gb-sxm --devices 2 --explain"
 
 
 @pytest.mark.parametrize(

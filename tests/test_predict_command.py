@@ -4,44 +4,25 @@ import argparse
 import csv
 import io
 import json
-import math
+import re
 import subprocess
 import sys
 
 import pytest
 
+from answers import finite
 from assay import catalog
 from assay.cli import main
-from assay.cost.stored import summarise
 from assay.profile import load, save
 from synthetic import gemm_seconds, hand_made_model, synthetic_profile
 
 
-@pytest.fixture(scope="module")
-def profile_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("profile") / "p.json"
-    profile = synthetic_profile()
-    profile.fits, profile.accuracy = summarise(profile)
-    save(profile, path)
-    return path
-
-
 @pytest.fixture
-def run(capsys, profile_path):
+def run(run, profile_path):
     def call(*args, profile=profile_path):
-        status = main(["predict", *args, *(["--profile", str(profile)] if profile else [])])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
+        return run("predict", *args, *(["--profile", profile] if profile else []))
 
     return call
-
-
-def finite(value):
-    if isinstance(value, dict):
-        return all(finite(v) for v in value.values())
-    if isinstance(value, list):
-        return all(finite(v) for v in value)
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def test_table(run):
@@ -114,6 +95,32 @@ def test_explain_shows_the_calls(run):
     assert "expert_down  M=1 N=4096 K=14336" in out
 
 
+def test_every_format_by_tensor_and_of_the_cache(run):
+    args = (
+        "mixtral-8x7b",
+        "-o",
+        "json",
+        "--batch",
+        "8",
+        "--precision",
+        "bf16,fp8,int8,int4,w4a8,w4a16,mxfp4,nvfp4,int4,lm_head=bf16",
+    )
+    wide, narrow = (json.loads(run(*args, "--kv", kv)[1])["rows"] for kv in ("bf16", "int8"))
+    assert [r["precision"] for r in wide] == [*args[6].split(",")[:8], "int4,lm_head=bf16"]
+    assert finite(wide)
+    by = {r["precision"]: r for r in wide}
+    sizes = [by[name]["weights_bytes"] for name in ("mxfp4", "nvfp4", "int4,lm_head=bf16", "fp8", "int8", "bf16")]
+    assert sizes == sorted(sizes)
+    assert by["int4"] == by["w4a8"] | {"precision": "int4"}
+    assert by["int4"]["weights_bytes"] == by["w4a16"]["weights_bytes"] == by["nvfp4"]["weights_bytes"]
+    head = 32000 * 4096
+    assert by["int4,lm_head=bf16"]["weights_bytes"] - by["int4"]["weights_bytes"] == pytest.approx(head * 11.5 / 8)
+    for one, other in zip(wide, narrow, strict=True):
+        assert other["kv_bytes"] / one["kv_bytes"] == pytest.approx(8.5 / 16)
+        assert other["tpot_s"] < one["tpot_s"]
+    assert "cache in int8" in run("mixtral-8x7b", "--batch", "1", "--kv", "int8")[1]
+
+
 def test_what_fits_is_the_verdict(run, monkeypatch):
     monkeypatch.setattr(catalog, "resolve_model", lambda text: hand_made_model(stored_bits=5.0))
     rows = json.loads(run("anything.gguf", "--batch", "1,8", "-o", "json")[1])["rows"]
@@ -162,7 +169,17 @@ def test_profile_from_the_environment(run, monkeypatch, profile_path, tmp_path):
         (["--isl", "0"], "argument --isl: expected an integer from 1 to"),
         (["--osl", "-1"], "argument --osl"),
         (["--threads", "0"], "argument --threads"),
-        (["--precision", "int3"], "argument --precision: expected some of file, bf16, int8, int4, got 'int3'"),
+        (["--precision", "int3"], "argument --precision: weights: expected one of bf16, .*, int4, file, got 'int3'"),
+        (
+            ["--precision", "lm_head=bf16"],
+            "argument --precision: expected a format before those of roles, got 'lm_head=bf16'",
+        ),
+        (
+            ["--precision", "int4,head=bf16"],
+            "argument --precision: weights: expected roles of attention, .*, got 'head'",
+        ),
+        (["--precision", "file,lm_head=bf16"], "argument --precision: weights: expected no roles beside 'file'"),
+        (["--kv", "int4"], "argument --kv: invalid choice"),
         (["--usd-per-hour", "-1"], "argument --usd-per-hour: expected US dollars an hour from 0 to 1000000, got '-1'"),
         (["--usd-per-hour", "nan"], "got 'nan'"),
         (["--usd-per-hour", "inf"], "got 'inf'"),
@@ -172,7 +189,7 @@ def test_bad_arguments(args, words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["predict", "mixtral-8x7b", *args])
     assert stop.value.code == 2
-    assert words in capsys.readouterr().err
+    assert re.search(words, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

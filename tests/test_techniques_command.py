@@ -6,20 +6,14 @@ import json
 
 import pytest
 
-from assay.cli import main
 from assay.cost.stored import summarise
 from assay.profile import save
 from synthetic import synthetic_profile
 
 
 @pytest.fixture
-def run(capsys):
-    def call(*args):
-        status = main(["techniques", *args])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+def run(run):
+    return lambda *args: run("techniques", *args)
 
 
 def test_table(run):
@@ -49,6 +43,15 @@ def test_every_technique_and_every_set(run):
     by_set = {frozenset(row["techniques"]): row for row in answer["rows"]}
     pair = by_set[frozenset(["moe", "w4a16"])]
     assert (pair["theoretical"], pair["practical"]) == ([16, 16], [6, 12])
+
+
+def test_explain_shows_the_terms(run):
+    out = run("--with", "int4,spec:k=2", "--explain")[1]
+    for name in ("none", "w4a16 + spec:k=2"):
+        assert f"An answer with {name} takes " in out
+    rows = json.loads(run("--with", "int4,spec:k=2", "--explain", "-o", "json")[1])["rows"]
+    for row in rows:
+        assert row["memory_s"] + row["compute_s"] + row["overhead_s"] == pytest.approx(1 / row["answers_per_s"])
 
 
 def test_measured_speed_ups_stand_beside(run, tmp_path):

@@ -60,18 +60,6 @@ def device_row(name: str) -> dict[str, object]:
     return row
 
 
-def formats(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """ "w4a16", or "w4a16,lm_head=bf16,attention=fp8": the format of all weights and those of roles."""
-    first, *rest = [part.strip() for part in text.split(",")]
-    named = []
-    for part in rest:
-        role, equals, fmt = part.partition("=")
-        if not equals:
-            raise ValueError(f"--weights: expected ROLE=FORMAT after the first, got {part!r}")
-        named.append((role, fmt))
-    return first, tuple(named)
-
-
 def span(text: str, name: str) -> tuple[float, float]:
     """ "2.5", or "2..3": both ends."""
     low, dots, high = text.partition("..")

@@ -64,14 +64,15 @@ def run(args: argparse.Namespace) -> int:
     from assay.catalog import resolve_model
     from assay.cost.cases import Case
     from assay.cost.draws import Draws
+    from assay.cost.formats import parse
     from assay.cost.serving import steady
     from assay.report.table import render, to_json
 
     model = resolve_model(args.model)
-    weights, by_role = _case.formats(args.weights)
+    formats = parse(args.weights)
     case = Case(
-        model, _case.machine(args, args.watts), weights, args.kv, args.batch, args.isl, args.osl,
-        prefix_hit=args.prefix_hit, by_role=by_role, skew=args.skew,
+        model, _case.machine(args, args.watts), formats.weights, args.kv, args.batch, args.isl, args.osl,
+        prefix_hit=args.prefix_hit, by_role=formats.by_role, skew=args.skew,
     )  # fmt: skip
     draws = Draws(seed=args.seed)
     case, chosen = _speculation(args, case, draws)
@@ -336,4 +337,6 @@ def _next(args: argparse.Namespace) -> str:
     for option in ("hardware", "profile"):
         if getattr(args, option):
             command += [f"--{option}", getattr(args, option)]
+    if args.devices != 1:
+        command += ["--devices", str(args.devices)]
     return shlex.join([*command, *(["--weights", "w4a16"] if args.explain else ["--explain"])])

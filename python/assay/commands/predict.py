@@ -6,6 +6,8 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
+from . import _case
+
 if TYPE_CHECKING:
     from assay.cost.kernel_model import CostModel
     from assay.cost.transformer import Prediction, StepEstimate
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from assay.profile import Profile
 
 SCHEMA_VERSION = 1
-PRECISIONS = ("file", "bf16", "int8", "int4")
 MAX_BATCH = 65536
 MAX_TOKENS = 1 << 24
 MAX_USD_PER_HOUR = 1e6
@@ -39,11 +40,23 @@ def _batches(text: str) -> list[int]:
 
 
 def _precisions(text: str) -> list[str]:
-    chosen = [part.strip().lower() for part in text.split(",")]
-    for name in chosen:
-        if name not in PRECISIONS:
-            raise argparse.ArgumentTypeError(f"expected some of {', '.join(PRECISIONS)}, got {name!r}")
-    return list(dict.fromkeys(chosen))
+    """ "int4,lm_head=bf16,bf16" as its rows: formats of roles stand after the format that they belong to."""
+    from assay.cost.formats import parse
+
+    rows: list[str] = []
+    for part in (part.strip().lower() for part in text.split(",")):
+        if "=" not in part:
+            rows.append(part)
+        elif rows:
+            rows[-1] += f",{part}"
+        else:
+            raise argparse.ArgumentTypeError(f"expected a format before those of roles, got {part!r}")
+    for row in rows:
+        try:
+            parse(row)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from None
+    return list(dict.fromkeys(rows))
 
 
 def _price(text: str) -> float:
@@ -62,9 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         type=_precisions,
-        metavar="P,...",
-        help=f"some of {','.join(PRECISIONS)} (default: bf16,int8,int4, and file first for a GGUF)",
+        metavar="P[,ROLE=P],...",
+        help=f"some of file,int4,{','.join(_case.WEIGHTS)}, those of roles after each, as int4,lm_head=bf16 "
+        "(default: bf16,int8,int4, and file first for a GGUF)",
     )
+    parser.add_argument("--kv", choices=_case.KV, default="bf16", help="format of the cache (bf16)")
     parser.add_argument("--batch", type=_batches, default=[1, 8, 64], metavar="B,...", help="batch sizes (1,8,64)")
     parser.add_argument("--isl", type=_integer(1, MAX_TOKENS), default=512, help="input tokens a request (512)")
     parser.add_argument("--osl", type=_integer(1, MAX_TOKENS), default=128, help="output tokens a request (128)")
@@ -101,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
             args.osl,
             cost,
             threads,
+            kv=args.kv,
             memory_bytes=profile.machine.memory_bytes,
             usd_per_hour=args.usd_per_hour,
         )
@@ -141,6 +157,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(render(rows, _columns(), "csv"))
     else:
         heading = f"{model.name} on {profile.machine.cpu}, {threads} threads, {args.isl} tokens in, {args.osl} out"
+        heading += "" if args.kv == "bf16" else f", cache in {args.kv}"
         print(heading, _verdict(predictions, best, profile), "", sep="\n")
         print(render(rows, _columns(priced=args.usd_per_hour is not None), args.output), end="\n\n")
         if args.explain:
@@ -179,6 +196,7 @@ def _row(p: "Prediction") -> dict[str, Any]:
     usd_decode = p.usd_per_million_decode or (None, None, None)
     return {
         "precision": p.precision,
+        "kv": p.kv,
         "batch": p.batch,
         "isl": p.isl,
         "osl": p.osl,
@@ -229,7 +247,7 @@ def _columns(priced: bool = True) -> list[Any]:
 
     prices = (
         Column(three("usd_per_million"), "$/M tokens", table.usd),
-        Column(three("usd_per_million_decode"), "$/M decode only", lambda value, *_: table.usd(value)),
+        Column(three("usd_per_million_decode"), "$/M decode only", table.usd),
     )
     return [
         Column("precision", "precision"),
@@ -237,7 +255,7 @@ def _columns(priced: bool = True) -> list[Any]:
         Column(three("tpot", "_s"), "time per token", table.seconds),
         Column(three("tokens_per_s"), "tokens/s", table.number),
         Column("bound", "bound by"),
-        Column(three("ttft", "_s"), "first token", lambda value, *_: table.seconds(value)),
+        Column(three("ttft", "_s"), "first token", table.seconds),
         Column("memory_bytes", "memory", table.size, align="right"),
         Column("fits", "fits", table.yes_no),
         *(prices if priced else ()),

@@ -54,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--most-loss", type=float, default=1.0, metavar="L", help="leave out sets that may lose more quality (1)"
     )
     parser.add_argument(
-        "--explain", action="store_true", help="show what moves the largest gain and the lowest index most"
+        "--explain",
+        action="store_true",
+        help="show the terms, and what moves the largest gain and the lowest index most",
     )
     parser.add_argument("--measured", metavar="FILE", help="JSON with rows of techniques and their measured speed-up")
     parser.add_argument(
@@ -115,6 +117,10 @@ def run(args: argparse.Namespace) -> int:
         heading = f"{base.model.name} on {machine.name}, batch {args.batch}, {args.isl} tokens in, {args.osl} out"
         print(heading, verdict, "", sep="\n")
         print(render(rows, _columns(), args.output), end="\n\n")
+        if args.explain:
+            asked = [(), *(tuple(line["techniques"]) for line in explained)]
+            for row in (row for row in rows if tuple(row["techniques"]) in asked):
+                print(_terms(row), end="\n\n")
         for line in explained:
             print(_explained(line), end="\n\n")
         for note in notes:
@@ -147,6 +153,15 @@ def _explained(line: dict[str, Any]) -> str:
     inputs = [f"{i['input']} ({table.number(i['at_low'])} to {table.number(i['at_high'])})" for i in line["inputs"]]
     what = "speed-up" if line["of"] == "speedup" else "index"
     return f"What moves the {what} of {' + '.join(line['techniques'])} most: {', '.join(inputs)}."
+
+
+def _terms(row: dict[str, Any]) -> str:
+    """Where the machine's time for an answer goes, in a sentence."""
+    from assay.report import table
+
+    parts = ", ".join(f"{name} {table.seconds(row[f'{name}_s'])}" for name in ("memory", "compute", "overhead"))
+    name = " + ".join(row["techniques"]) or "none"
+    return f"An answer with {name} takes {table.seconds(1.0 / row['answers_per_s'])} of the machine: {parts}."
 
 
 # ---- techniques from text -----------------------------------------------------------------------------------
@@ -322,6 +337,9 @@ def _row(c: "Combination", measured: dict[frozenset[str], float]) -> dict[str, A
         "bound_after": c.bound_after,
         "fits": c.fits,
         "batch": c.batch,
+        "memory_s": c.parts_s[0],
+        "compute_s": c.parts_s[1],
+        "overhead_s": c.parts_s[2],
         "why": c.why,
     }
 

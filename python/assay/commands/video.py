@@ -2,9 +2,15 @@
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _case
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from assay.cost.diffusion import Clip
+    from assay.cost.draws import Draws
 
 SCHEMA_VERSION = 1
 
@@ -21,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=_case.WEIGHTS, default="bf16", help="format of weights (bf16)")
     parser.add_argument("--usd-per-hour", metavar="LOW..HIGH", help="rent of a device (default: the catalog's range)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws behind the intervals (0)")
+    parser.add_argument("--explain", action="store_true", help="show the terms, and what moves the answer most")
     parser.add_argument(
         "-o", "--output", choices=("table", "md", "csv", "json"), default="table", help="format (table)"
     )
@@ -29,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prices clips; exit status 0."""
     from assay.catalog import device_price, list_videos
-    from assay.cost.diffusion import clip, usd_per_second, video_model
+    from assay.cost.diffusion import Clip, clip, usd_per_second, video_model
     from assay.cost.draws import Draws, interval
     from assay.cost.economics import rent
     from assay.cost.machines import Datasheet
@@ -47,10 +54,14 @@ def run(args: argparse.Namespace) -> int:
             device, draws = _case.device_row(hardware), Draws(seed=args.seed)
             machine = _case.device(hardware)
             assert isinstance(machine, Datasheet)
-            made = clip(
-                video_model(known[name]), machine, draws,
-                steps=args.steps, frames=args.frames, width=width, height=height, weights=args.weights,
-            )  # fmt: skip
+
+            def price_clip(draws: Draws, name: str = name, machine: Datasheet = machine) -> Clip:
+                return clip(
+                    video_model(known[name]), machine, draws,
+                    steps=args.steps, frames=args.frames, width=width, height=height, weights=args.weights,
+                )  # fmt: skip
+
+            made = price_clip(draws)
             row: dict[str, Any] = {
                 "model": known[name]["title"], "device": device["title"], "frames": made.frames, "tokens": made.tokens,
                 "seconds_of_video": made.seconds_of_video, "flops": made.flops,
@@ -59,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
             span = _case.span(args.usd_per_hour, "--usd-per-hour") if args.usd_per_hour else (
                 None if price is None else (price["low"], price["high"]))  # fmt: skip
             usd = None if span is None else usd_per_second(made, rent(span[0], span[1], draws))
+            if args.explain:
+                row["terms"] = {"memory_s": float(made.memory_s[0]), "compute_s": float(made.compute_s[0])}
+                row["inputs"] = _inputs(price_clip, span)
             joules = None if made.watts is None else made.watts * made.work_per_second
             for key, values in (("time_s", made.time_s), ("work_per_second", made.work_per_second),
                                 ("usd_per_second", usd), ("joules_per_second", joules)):  # fmt: skip
@@ -75,12 +89,40 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(render(rows, _columns(), "csv"))
     else:
         print(render(rows, _columns(), args.output), end="\n\n")
+        for row in rows if args.explain else []:
+            print(_explained(row), end="\n\n")
         print(
             "- [low, high] are 90% intervals, at a judged share of the dense peak; the prompt's encoder and the VAE are in it."
         )
         print("- measured: as the model's makers publish it.")
         print("\nNext: assay video cogvideox-5b --hardware h100-sxm --steps 25")
     return 0
+
+
+def _inputs(price_clip: "Callable[[Draws], Clip]", span: tuple[float, float] | None) -> list[dict[str, Any]]:
+    """The three uncertain inputs that move a clip's dollars most; its seconds where it has no price."""
+    from assay.cost.diffusion import usd_per_second
+    from assay.cost.draws import influences
+    from assay.cost.economics import rent
+
+    if span is None or span[1] == 0:
+        found, of = influences(lambda draws: price_clip(draws).time_s), "time_s"
+    else:
+        found = influences(lambda draws: usd_per_second(price_clip(draws), rent(span[0], span[1], draws)))
+        of = "usd_per_second"
+    return [{"input": i.cause, "of": of, "at_low": i.at_low, "at_high": i.at_high} for i in found[:3]]
+
+
+def _explained(row: dict[str, Any]) -> str:
+    from assay.report import table
+
+    terms = ", ".join(f"{name.removesuffix('_s')} {table.seconds(value)}" for name, value in row["terms"].items())
+    write = {"time_s": table.seconds, "usd_per_second": table.usd}
+    moved = "; ".join(
+        f"{i['input']} ({write[i['of']](i['at_low'])} to {write[i['of']](i['at_high'])})" for i in row["inputs"]
+    )
+    of = {"time_s": "the time", "usd_per_second": "dollars a second"}[row["inputs"][0]["of"]]
+    return f"{row['model']} on {row['device']}: {terms}. What moves {of} most: {moved}."
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """A model served in one way on one machine, priced with its uncertainty: what techniques are applied to."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,12 +9,11 @@ import numpy as np
 from assay.cost import experts
 from assay.cost.drafting import Speculation, Triple
 from assay.cost.draws import Draws, Part
-from assay.cost.machines import WEIGHTS, Machine
+from assay.cost.formats import KV_BYTES, WEIGHTS, Formats, check_kv
+from assay.cost.machines import Machine
 from assay.cost.roofline import FloatArray, largest
-from assay.cost.transformer import BF16_ROLES
-from assay.model import ROLES, ModelSpec
+from assay.model import ModelSpec
 
-KV_BYTES: Mapping[str, float] = {"bf16": 2.0, "fp8": 1.0, "int8": 1.0625}  # int8: a float16 scale for each 32
 USABLE_MEMORY = 0.9  # of the device: the rest is workspace, fragmentation and the runtime
 PAGE = 16  # tokens of a KV page: half of one is lost a request
 #: Output lengths of a static batch are taken as exponential, cut at this many times the mean, and memory is reserved for
@@ -30,10 +29,10 @@ class Case:
     Attributes
     ----------
     weights, by_role
-        Weight format (`machines.WEIGHTS`) of all matrices, and of roles that differ: ``(("lm_head", "bf16"),)``.
+        Weight format (`formats.WEIGHTS`) of all matrices, and of roles that differ: ``(("lm_head", "bf16"),)``.
         Routers and input embeddings stay in bf16 unless named.
     kv
-        Format of the cache, of `KV_BYTES`.
+        Format of the cache, of `formats.KV_BYTES`.
     batch
         The most requests at once; memory may allow fewer.
     isl, osl
@@ -69,13 +68,10 @@ class Case:
     def __post_init__(self) -> None:
         """Refuses impossible cases, the model's own included."""
         self.model.validate()
-        for role, fmt in (("weights", self.weights), *self.by_role):
-            if fmt not in WEIGHTS:
-                raise ValueError(f"{role}: expected one of {', '.join(WEIGHTS)}, got {fmt!r}")
-            if role not in ("weights", *ROLES):
-                raise ValueError(f"weights: expected roles of {', '.join(ROLES)}, got {role!r}")
-        if self.kv not in KV_BYTES:
-            raise ValueError(f"kv: expected one of {', '.join(KV_BYTES)}, got {self.kv!r}")
+        if self.weights not in WEIGHTS:  # a file says nothing here
+            raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {self.weights!r}")
+        Formats(self.weights, self.by_role)
+        check_kv(self.kv)
         for name, top in (("batch", 65536), ("isl", MAX_TOKENS), ("osl", MAX_TOKENS)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= top:
@@ -90,8 +86,7 @@ class Case:
 
     def format(self, role: str) -> str:
         """Weight format of this role."""
-        named = dict(self.by_role).get(role)
-        return named or ("bf16" if role in BF16_ROLES else self.weights)
+        return Formats(self.weights, self.by_role).of(role)
 
     def bits(self, role: str) -> float:
         """Bits of a weight of this role, scales in."""

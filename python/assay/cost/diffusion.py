@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from assay.cost.draws import Draws, Part
-from assay.cost.machines import WEIGHTS, Datasheet
+from assay.cost.formats import WEIGHTS
+from assay.cost.machines import Datasheet
 from assay.cost.roofline import FloatArray
 
 #: Of the dense peak, what published runs of whole pipelines reach (docs/serving.md holds these to them): attention over tens
@@ -102,13 +103,15 @@ def video_model(row: Mapping[str, Any]) -> VideoModel:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip priced: seconds of work, and seconds of it that a second of video takes. Arrays by draw."""
+    """A clip priced: seconds of work, of memory and compute in them, and of work that a second of video takes, by draw."""
 
     frames: int
     seconds_of_video: float
     tokens: int
     flops: float
     time_s: FloatArray
+    memory_s: FloatArray
+    compute_s: FloatArray
     work_per_second: FloatArray
     watts: FloatArray | None
 
@@ -150,7 +153,8 @@ def clip(
     time = compute + memory
     length = shown / model.fps
     part = Part(time, memory, compute, 0.0 * time)
-    return Clip(shown, length, model.tokens(shown, across, up), flops, time, time / length, machine.power(part, draws))
+    tokens, watts = model.tokens(shown, across, up), machine.power(part, draws)
+    return Clip(shown, length, tokens, flops, time, memory, compute, time / length, watts)
 
 
 def usd_per_second(made: Clip, usd_per_hour: FloatArray) -> FloatArray:

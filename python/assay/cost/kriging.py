@@ -1,15 +1,19 @@
 """Local ordinary kriging: smooth interpolation of what a law leaves over, with a variance that grows away from data.
 
 A residual ``r(x)`` is taken as a constant plus a Gaussian process with the exponential covariance ``exp(-|S (x - x')|)``
-and a nugget; ``S`` is diagonal, one scale a feature. Each prediction solves the ordinary
-kriging system of its nearest neighbours (Cressie, Statistics for Spatial Data, 1993, section 3.2; local neighbourhoods
+and a nugget; ``S`` is diagonal, one scale a feature. Each prediction uses the ordinary
+kriging system of near points (Cressie, Statistics for Spatial Data, 1993, section 3.2; local neighbourhoods
 as in Vecchia 1988). Far from all points it returns the neighbours' mean and the full variance.
+
+Predictions share those systems: a k-d tree over the points cuts space into cells, and all queries in a cell use the points
+nearest to its centre, whose covariances are inverted once. So many predictions are a few matrix products a cell.
 
 Scales and nugget are chosen by the error on points whose whole group (a shape, a model) is hidden, by coordinate
 descent over a few factors: nothing about the hidden group may help, or interpolation would look better than it is.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +26,10 @@ CANDIDATES = 400  # looked at again when scales are tried
 SCALE_FACTORS = (0.1, 0.3, 0.6, 1.6, 3.0)  # never 0: what is off in one sample of points may matter in the next
 FINE_FACTORS = (0.6, 1.6)  # of the second round
 SEARCHED = 32  # neighbours while scales are tried
+CELL_POINTS = 24  # at most, in a cell of the tree
+CELL_NEIGHBOURS = (
+    128  # of a cell's centre: enough to surround its cell, so that errors are those of 48 around each query
+)
 GAIN = 0.997  # a change of scale has to earn 0.3% of the loss
 
 
@@ -35,17 +43,134 @@ class Kriging:
     scale: FloatArray  # [d]
     nugget: float
 
+    @cached_property
+    def cells(self) -> "Cells":
+        """The kriging systems that predictions share."""
+        return Cells(self)
+
     def predict(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Residual expected at ``features`` [m, d], and its kriging variance in units of the process variance."""
-        mean, variance = np.empty(len(features)), np.empty(len(features))
-        nearest = _nearest(self.features * self.scale, features * self.scale, NEIGHBOURS)
-        for start in range(0, len(features), 500):
-            part = slice(start, start + 500)
-            i = nearest[part]
-            mean[part], variance[part] = _krige(
-                self.features[i], features[part], self.residual[i], self.noise[i], self.scale, self.nugget
+        return self.cells.predict(features)
+
+
+@dataclass(frozen=True)
+class _System:
+    """Kriging system of one cell, in single precision: its points relative to the cell's centre, and what is solved once."""
+
+    points: npt.NDArray[np.float32]  # [c, d], scaled
+    norm: npt.NDArray[np.float32]  # [c] squares of their lengths
+    inverse: npt.NDArray[np.float32]  # [c, c] of the covariances
+    weight: npt.NDArray[np.float32]  # [c] inverse (residual - mean)
+    ones: npt.NDArray[np.float32]  # [c] inverse 1
+    mean: float
+    total: float  # 1' inverse 1
+
+    def predict(self, apart: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Means and variances (without the nugget) at ``apart`` [m, d] from the centre."""
+        square = apart @ (-2.0 * self.points.T)
+        square += self.norm
+        square += np.einsum("ij,ij->i", apart, apart)[:, None]
+        covariance = np.exp(-np.sqrt(np.maximum(square, 0.0, out=square), out=square))
+        lagrange = (1.0 - covariance @ self.ones) ** 2 / np.float32(self.total)
+        known = np.einsum("ij,ij->i", covariance @ self.inverse, covariance)
+        return self.mean + covariance @ self.weight, 1.0 - known + lagrange
+
+
+class Cells:
+    """Cells of a `Kriging`, cut at the widest gap near the median of the longest side until few points are in each.
+
+    A query's cell is found by comparisons in double precision, so it does not depend on the queries beside it. Systems are
+    solved when a cell is first asked for, and kept: ``4 CELL_NEIGHBOURS^2`` bytes each, some 3 KB for each point when all are.
+    """
+
+    def __init__(self, model: Kriging) -> None:
+        self.model = model
+        self.on = model.scale > 0
+        self.points = model.features[:, self.on] * model.scale[self.on]
+        self.systems: dict[int, _System] = {}
+        side: list[int] = []
+        cut: list[float] = []
+        below: list[int] = []
+        cell: list[int] = []
+        centres: list[FloatArray] = []
+        left = [np.arange(len(self.points))]  # nodes in the order of their numbers: children are appended in pairs
+        for at in left:
+            inside = self.points[at]
+            span = np.ptp(inside, axis=0) if inside.size else np.zeros(1)
+            longest = int(span.argmax())
+            side.append(longest)
+            if len(at) <= CELL_POINTS or span[longest] == 0.0:
+                cut.append(0.0)
+                below.append(-1)
+                cell.append(len(centres))
+                centres.append(inside.mean(axis=0))
+                continue
+            values = inside[:, longest]
+            cut.append(_gap(values))
+            below.append(len(left))
+            cell.append(-1)
+            left += [at[values < cut[-1]], at[values >= cut[-1]]]
+        self.side, self.cut, self.below, self.cell = (np.array(a) for a in (side, cut, below, cell))
+        self.centres = np.array(centres)
+
+    def predict(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """As `Kriging.predict`."""
+        at = features[:, self.on] * self.model.scale[self.on]
+        cell = self._cell(at)
+        order = np.argsort(cell, kind="stable")
+        asked, first = np.unique(cell[order], return_index=True)
+        self._solve([int(c) for c in asked if int(c) not in self.systems])
+        apart = (at - self.centres[cell])[order].astype(np.float32)
+        mean, variance = np.empty(len(at)), np.empty(len(at))
+        for c, start, stop in zip(asked.tolist(), first, np.append(first[1:], len(at)), strict=True):
+            here = order[start:stop]
+            mean[here], variance[here] = self.systems[c].predict(apart[start:stop])
+        return mean, np.maximum(variance, 0.0) + self.model.nugget
+
+    def _cell(self, at: FloatArray) -> IntArray:
+        node = np.zeros(len(at), dtype=np.int64)
+        moving = np.flatnonzero(self.below[node] >= 0)
+        while moving.size:
+            here = node[moving]
+            node[moving] = self.below[here] + (at[moving, self.side[here]] >= self.cut[here])
+            moving = moving[self.below[node[moving]] >= 0]
+        return self.cell[node]
+
+    def _solve(self, cells: list[int]) -> None:
+        model, centres = self.model, self.centres[cells]
+        if len(self.points) > CELL_NEIGHBOURS:
+            near = _nearest(self.points, centres, CELL_NEIGHBOURS)
+        else:
+            near = np.broadcast_to(np.arange(len(self.points)), (len(cells), len(self.points)))
+        for c, i, centre in zip(cells, near, centres, strict=True):
+            apart = self.points[i] - centre
+            inverse = np.linalg.inv(_covariance(apart[None], model.noise[None, i], model.nugget)[0])
+            ones = inverse.sum(axis=1)
+            by_value = inverse @ model.residual[i]
+            mean, total = float(by_value.sum() / ones.sum()), float(ones.sum())
+            points = apart.astype(np.float32)
+            self.systems[c] = _System(
+                points,
+                np.einsum("ij,ij->i", points, points),
+                inverse.astype(np.float32),
+                (by_value - mean * ones).astype(np.float32),
+                ones.astype(np.float32),
+                mean,
+                total,
             )
-        return mean, variance
+
+
+def _gap(values: FloatArray) -> float:
+    """Where to cut values that differ: in the widest gap of the middle half, else in the widest of all."""
+    rising = np.sort(values)
+    quarter = rising.size // 4
+    for middle in (rising[quarter : rising.size - quarter], rising):
+        gaps = np.diff(middle)
+        widest = int(gaps.argmax())
+        cut = float(middle[widest] + gaps[widest] / 2.0)
+        if middle[widest] < cut <= middle[widest + 1]:
+            return cut
+    return float(rising[-1])
 
 
 def fit(

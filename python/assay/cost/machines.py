@@ -8,21 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from assay.cost.draws import Draws, Part
+from assay.cost.formats import GROUP, KERNEL, WEIGHTS
 from assay.cost.kernel_model import CostModel
 from assay.cost.roofline import Estimate, FloatArray, shares, smooth_max
-from assay.cost.transformer import GROUP, KERNEL, prefill_chunk
+from assay.cost.transformer import prefill_chunk
 
-#: Bits a weight takes with its scales, and the arithmetic of its products. INT4 and INT8: a float16 scale for each 32
-#: weights; MXFP4 one 8-bit scale for 32 (OCP Microscaling v1.0), NVFP4 one for 16.
-WEIGHTS: Mapping[str, tuple[float, str]] = {
-    "bf16": (16.0, "bf16"),
-    "fp8": (8.0, "fp8"),
-    "int8": (8.5, "int8"),
-    "w4a16": (4.5, "bf16"),
-    "w4a8": (4.5, "int8"),
-    "mxfp4": (4.25, "fp4"),
-    "nvfp4": (4.5, "fp4"),
-}
 MAX_CHUNK = 2048  # tokens of a prefill chunk on a GPU
 
 
@@ -268,7 +258,7 @@ def datasheet(row: Mapping[str, Any], num_devices: int = 1) -> Datasheet:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A calibrated machine. Formats with a fitted kernel (w4a8, int8) are priced by it, the others on its roofs."""
+    """A calibrated machine. Formats with a fitted kernel (w4a8, w4a16, int8) are priced by it, the others on its roofs."""
 
     name: str
     cost: CostModel
@@ -294,16 +284,13 @@ class Calibrated:
         """Products without an integer kernel run in float32."""
         return "int8" if WEIGHTS[weights][1] == "int8" else "bf16"
 
-    def _kernel(self, weights: str) -> str:
-        return KERNEL["int4"] if weights == "w4a8" else KERNEL["int8"] if weights == "int8" else ""
-
     def product(
         self, weights: str, m: FloatArray, n: int, k: int, copies: FloatArray, layers: int, draws: Draws
     ) -> Part:
         """One call for each copy, as the package's kernels run them."""
         rows = float(m[0])
-        if self.cost.calibrated(self._kernel(weights)):
-            op = self._kernel(weights)
+        op = KERNEL.get(weights, "")
+        if self.cost.calibrated(op):
             params = {"m": rows, "n": n, "k": k, "group_size": GROUP, "symmetric": True}
             e = self.cost.kernel_time(op, params, self.threads)
         else:
@@ -333,7 +320,7 @@ class Calibrated:
 
     def chunk(self, weights: str, tokens: int) -> int:
         """At most 512, and what the kernel was calibrated for."""
-        return prefill_chunk(self.cost, {"w4a8": "int4", "int8": "int8"}.get(weights, "bf16"), tokens)
+        return prefill_chunk(self.cost, weights, tokens)
 
     def critical_batch(self, weights: str) -> float:
         """The least power of two rows (to 4,096) at which a 4096 x 4096 product takes longer for operations than bytes."""

@@ -14,10 +14,11 @@ from statistics import NormalDist
 
 import numpy as np
 
-from assay.cost.cases import KV_BYTES, Case, Priced, longest_over_mean, price
+from assay.cost.cases import Case, Priced, longest_over_mean, price
 from assay.cost.drafting import Speculation, Triple
 from assay.cost.draws import Draws, Influence, influences, interval
-from assay.cost.machines import WEIGHTS, Datasheet, Machine
+from assay.cost.formats import KV_BYTES, WEIGHTS
+from assay.cost.machines import Datasheet, Machine
 from assay.cost.roofline import FloatArray
 from assay.model import Experts, Matrix, ModelSpec
 
@@ -105,14 +106,14 @@ def adaptive(spread: Triple = (0.6, 1.0, 1.4), covered: float = 0.95) -> Techniq
 
 
 def quantised_weights(fmt: str) -> Technique:
-    """Weights in one of `cases.WEIGHTS`."""
+    """Weights in one of `formats.WEIGHTS`."""
     if fmt not in WEIGHTS:
         raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {fmt!r}")
     return Technique(fmt, "weights", weights=fmt)
 
 
 def quantised_kv(fmt: str) -> Technique:
-    """KV cache in one of `cases.KV_BYTES`."""
+    """KV cache in one of `formats.KV_BYTES`."""
     if fmt not in KV_BYTES:
         raise ValueError(f"kv: expected one of {', '.join(KV_BYTES)}, got {fmt!r}")
     return Technique(f"kv={fmt}", "kv", kv=fmt)
@@ -195,7 +196,8 @@ class Combination:
     """A set of techniques applied to the base. Triples are the estimate and its 90% interval.
 
     ``product`` is that of the members' own speed-ups, ``interaction`` None for a single technique. ``loss`` is what the
-    set costs in quality, the members' added up.
+    set costs in quality, the members' added up. ``parts_s``: seconds of memory, compute and overhead that an answer takes of
+    the whole machine.
     """
 
     names: tuple[str, ...]
@@ -209,6 +211,7 @@ class Combination:
     fits: bool | None
     batch: int
     loss: Triple
+    parts_s: Triple
     why: str
 
 
@@ -244,7 +247,7 @@ def speedups(
     one = (1.0, 1.0, 1.0)
     start = Combination(
         (), interval(before.answers_per_s), interval(before.tokens_per_s), one, 1.0, None, before.bound, before.bound,
-        before.fits, base.running, (0.0, 0.0, 0.0),
+        before.fits, base.running, (0.0, 0.0, 0.0), _parts(before),
         f"weights {base.weights_bytes / 1e9:.3g} GB, {base.running} requests at once",
     )  # fmt: skip
     found: list[Combination] = []
@@ -274,6 +277,7 @@ def speedups(
                     after.fits,
                     case.running,
                     (loss[0], loss[1], loss[2]),
+                    _parts(after),
                     _why(before, after) + _beside(chosen, gains),
                 )
             )
@@ -293,6 +297,14 @@ def moved(base: Case, techniques: Sequence[Technique], names: Sequence[str], wha
         return np.asarray(gain)
 
     return influences(answer)
+
+
+def _parts(priced: Priced) -> Triple:
+    parts = priced.parts
+    memory, compute, overhead = (
+        float(p[0]) / priced.case.running for p in (parts.memory_s, parts.compute_s, parts.overhead_s)
+    )
+    return memory, compute, overhead
 
 
 def _watts(case: Case) -> float:

@@ -12,25 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from assay.cost import economics, experts
+from assay.cost.formats import ALIASES, FILE, GROUP, KERNEL, KV_BYTES, WEIGHTS, Formats, check_kv, parse
 from assay.cost.kernel_model import CostModel
 from assay.cost.laws import GemmClass
 from assay.cost.roofline import Estimate, Estimates, largest
 from assay.model import Matrix, ModelSpec
 
-PRECISIONS = ("file", "bf16", "int8", "int4")
-GROUP = 32
-#: Bits a weight takes, scales included: INT4 and INT8 carry one float16 scale per 32 weights.
-BITS = {"bf16": 16.0, "int8": 8.5, "int4": 4.5}
-#: A router decides which experts run: it stays in bf16 at every precision, as all published quantised mixtures keep it.
-#: An input embedding of its own is read one row a token, so that quantising it would gain nothing but memory.
-BF16_ROLES = ("router", "embedding")
-#: The compute roof that a kernel of a precision without a calibrated one would be held against.
-COMPUTE_ROOF = {"bf16": "fp32_peak", "int8": "int8_peak", "file": "int8_peak"}
-KV_BYTES = 2.0  # bf16
-#: The calibrated product of a precision; it has float16 scales in groups of `GROUP`.
-KERNEL = {"int4": "w4a8_gemm", "int8": "w8a8_gemm"}
 #: How a file stores a matrix, where that is exactly what a calibrated kernel reads (or plain 16 bits).
-STORED_AS = {"Q4_0": "int4", "Q8_0": "int8", "F16": "bf16", "BF16": "bf16"}
+STORED_AS = {"Q4_0": "w4a8", "Q8_0": "int8", "F16": "bf16", "BF16": "bf16"}
+#: All precisions by name; formats of roles may follow, as in "w4a16,lm_head=bf16".
+PRECISIONS = (FILE, *ALIASES, *WEIGHTS)
 PREFILL_CHUNK_MAX = 512  # tokens
 MAX_TOKENS = 1 << 24
 
@@ -110,6 +101,7 @@ class Prediction:
     """
 
     precision: str
+    kv: str
     batch: int
     isl: int
     osl: int
@@ -124,43 +116,48 @@ class Prediction:
     usd_per_million_decode: tuple[float, float, float] | None
 
 
-def check_precision(model: ModelSpec, precision: str) -> None:
-    """Raise ValueError unless ``model`` can be priced at ``precision``."""
-    if precision not in PRECISIONS:
+def check_precision(model: ModelSpec, precision: str) -> Formats:
+    """The formats of ``precision``; ValueError unless ``model`` can be priced at them."""
+    if precision.partition(",")[0].strip() not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision == "file" and any(m.stored_bytes is None for m in model.matrices):
+    found = parse(precision)
+    if found.weights == FILE and any(m.stored_bytes is None for m in model.matrices):
         raise ValueError(
             f"precision: expected one of {', '.join(PRECISIONS[1:])} for {model.name}, got 'file', which needs a model "
             "file (GGUF) that says how each matrix is stored"
         )
+    return found
 
 
-def _bits(model: ModelSpec, matrix: Matrix, precision: str) -> float:
-    if precision == "file" and matrix.stored_bytes is not None:
+def _bits(model: ModelSpec, matrix: Matrix, formats: Formats) -> float:
+    if formats.weights == FILE and matrix.stored_bytes is not None:
         return 8.0 * matrix.stored_bytes / (matrix.n * matrix.k * model.copies(matrix))
-    return BITS["bf16"] if matrix.role in BF16_ROLES else BITS[precision]
+    return WEIGHTS[formats.of(matrix.role)][0]
 
 
 def weight_bytes(model: ModelSpec, precision: str) -> float:
     """Bytes of all weights at a precision; a tied embedding counts once, and is quantised with the head."""
-    check_precision(model, precision)
-    matrices = sum(_bits(model, m, precision) / 8.0 * m.n * m.k * model.copies(m) for m in model.matrices)
-    if precision == "file" and model.vector_bytes is not None:
+    formats = check_precision(model, precision)
+    matrices = sum(_bits(model, m, formats) / 8.0 * m.n * m.k * model.copies(m) for m in model.matrices)
+    if formats.weights == FILE and model.vector_bytes is not None:
         return matrices + model.vector_bytes
     num_experts = model.experts.num_experts if model.experts else 0
-    return matrices + BITS["bf16"] / 8.0 * (model.vector_params + model.expert_vector_params * num_experts)
+    return matrices + WEIGHTS["bf16"][0] / 8.0 * (model.vector_params + model.expert_vector_params * num_experts)
 
 
-def memory_needed(model: ModelSpec, precision: str, batch: int, context_len: int, chunk: int) -> Memory:
+def memory_needed(
+    model: ModelSpec, precision: str, batch: int, context_len: int, chunk: int, kv: str = "bf16"
+) -> Memory:
     """Memory of ``batch`` requests of ``context_len`` tokens, prefilled in chunks of ``chunk``.
 
     Workspace: float32, four hidden vectors and three of the widest inner layer a token in flight, and the logits.
     """
+    check_kv(kv)
     tokens = max(batch, chunk)
     widest = max((m.n for m in model.matrices if m.role not in ("lm_head", "embedding")), default=model.hidden_size)
     return Memory(
         weights_bytes=weight_bytes(model, precision),
-        kv_bytes=KV_BYTES * batch * model.kv_elements(context_len),
+        kv_bytes=KV_BYTES[kv] * batch * model.kv_elements(context_len),
         workspace_bytes=4.0 * (tokens * (4 * model.hidden_size + 3 * widest) + batch * model.vocab_size),
     )
 
@@ -202,20 +199,20 @@ class _Product:
         return f"M={self.m:.4g} N={self.n} K={self.k}"
 
 
-def _kernel_precision(matrix: Matrix, precision: str) -> str:
-    """The precision whose kernel multiplies a matrix: for a file, by how all of the matrix is stored."""
-    if precision != "file":
-        return "bf16" if matrix.role in BF16_ROLES else precision
+def _kernel_format(matrix: Matrix, formats: Formats) -> str:
+    """The format whose kernel multiplies a matrix: for a file, by how all of the matrix is stored."""
+    if formats.weights != FILE:
+        return formats.of(matrix.role)
     stored = list(matrix.stored or ())
-    return STORED_AS.get(stored[0], precision) if len(stored) == 1 else precision
+    return STORED_AS.get(stored[0], FILE) if len(stored) == 1 else FILE
 
 
-def _products(model: ModelSpec, precision: str, tokens: int, logits: int) -> list[_Product]:
+def _products(model: ModelSpec, formats: Formats, tokens: int, logits: int) -> list[_Product]:
     """Every product of one pass of ``tokens`` tokens, of which ``logits`` need the head."""
     found = []
     for matrix in model.matrices:
-        bits = _bits(model, matrix, precision)
-        kept = _kernel_precision(matrix, precision)
+        bits = _bits(model, matrix, formats)
+        kept = _kernel_format(matrix, formats)
         if matrix.role == "embedding":  # a look-up of one row a token: nothing beside the head's product
             continue
         if matrix.role == "lm_head" and not logits:
@@ -245,22 +242,23 @@ def _price_products(products: Sequence[_Product], cost: CostModel, threads: int)
                 op, {"m": m, "n": n, "k": k, "group_size": GROUP, "symmetric": True}, threads
             )
         else:
-            activation_bytes = 4.0 if precision == "int4" else 2.0
-            compute = COMPUTE_ROOF.get(precision, "int8_peak")
+            integer = precision == FILE or WEIGHTS[precision][1] == "int8"
             priced = cost.roof_times(
-                bits / 8.0 * n * k + activation_bytes * m * (n + k),
+                bits / 8.0 * n * k + 2.0 * m * (n + k),
                 2.0 * m * n * k,
                 threads,
-                compute=compute,
+                compute="int8_peak" if integer else "fp32_peak",
                 note=f"no calibrated kernel for {precision} products: priced on the measured roofs",
             )
-            op = "products of other stored types" if precision == "file" else f"{precision} products"
+            op = "products of other stored types" if precision == FILE else f"{precision} products"
         for j, i in enumerate(members):
             calls[i] = _call(products[i].name, op, products[i].count, products[i].shape, priced.at(j))
     return [c for c in calls if c is not None]
 
 
-def _attention(model: ModelSpec, cost: CostModel, threads: int, *, batch: int, new: int, past: int) -> list[Call]:
+def _attention(
+    model: ModelSpec, cost: CostModel, threads: int, kv: str, *, batch: int, new: int, past: int
+) -> list[Call]:
     """Attention of ``new`` tokens a request over ``past`` cached ones and themselves (causally), windows capped.
 
     Bytes: the cache, read once a request. Operations: two products of each query with each position that it sees; an
@@ -272,7 +270,7 @@ def _attention(model: ModelSpec, cost: CostModel, threads: int, *, batch: int, n
         length = float(past + new)
         if kind.window is not None:
             seen, length = min(seen, kind.window), min(length, kind.window + new - 1)
-        moved = KV_BYTES * batch * length * kind.kv_elements_per_token
+        moved = KV_BYTES[kv] * batch * length * kind.kv_elements_per_token
         width = 2 * kind.kv_elements_per_token if kind.kind == "mla" else kind.head_dim + kind.v_head_dim
         work = 2.0 * batch * new * seen * kind.num_heads * width
         priced = cost.roof_times(
@@ -288,7 +286,7 @@ def _attention(model: ModelSpec, cost: CostModel, threads: int, *, batch: int, n
     return calls
 
 
-def _expert_width(model: ModelSpec, precision: str) -> int | None:
+def _expert_width(model: ModelSpec, formats: Formats) -> int | None:
     """Intermediate size of the experts where the calibrated layer computes them: gate, up and down, all INT4."""
     found = [m for m in model.matrices if m.role == "expert"]
     down = next((m for m in found if m.n == model.hidden_size), None)
@@ -296,14 +294,14 @@ def _expert_width(model: ModelSpec, precision: str) -> int | None:
         down is not None
         and sum(m.n * m.k for m in found) == 3 * down.n * down.k
         and len({m.count for m in found}) == 1
-        and {_kernel_precision(m, precision) for m in found} == {"int4"}
+        and {_kernel_format(m, formats) for m in found} == {"w4a8"}
     )
     return down.k if down is not None and whole else None
 
 
-def _experts(model: ModelSpec, precision: str, cost: CostModel, threads: int, tokens: int) -> list[Call]:
+def _experts(model: ModelSpec, formats: Formats, cost: CostModel, threads: int, tokens: int) -> list[Call]:
     """The expert layers as the fused kernel computes them; none where it does not, or was not calibrated."""
-    width = _expert_width(model, precision)
+    width = _expert_width(model, formats)
     if model.experts is None or width is None or not cost.calibrated("moe_experts"):
         return []
     e = model.experts
@@ -316,11 +314,11 @@ def _experts(model: ModelSpec, precision: str, cost: CostModel, threads: int, to
     return [_call("experts", "moe_experts", e.num_layers, shape, cost.kernel_time("moe_experts", params, threads))]
 
 
-def _weights(model: ModelSpec, precision: str, cost: CostModel, threads: int, tokens: int, logits: int) -> list[Call]:
+def _weights(model: ModelSpec, formats: Formats, cost: CostModel, threads: int, tokens: int, logits: int) -> list[Call]:
     """Every product with weights of one pass of ``tokens`` tokens: the experts in one kernel where there is one."""
-    layers = _experts(model, precision, cost, threads, tokens)
+    layers = _experts(model, formats, cost, threads, tokens)
     left = replace(model, matrices=tuple(m for m in model.matrices if m.role != "expert")) if layers else model
-    return _price_products(_products(left, precision, tokens, logits), cost, threads) + layers
+    return _price_products(_products(left, formats, tokens, logits), cost, threads) + layers
 
 
 def _routing(model: ModelSpec, cost: CostModel, threads: int, tokens: int) -> list[Call]:
@@ -376,14 +374,21 @@ def _gathered(calls: Sequence[Call]) -> tuple[str, ...]:
 
 
 def step_cost(
-    model: ModelSpec, precision: str, batch: int, context_len: int, cost_model: CostModel, threads: int
+    model: ModelSpec,
+    precision: str,
+    batch: int,
+    context_len: int,
+    cost_model: CostModel,
+    threads: int,
+    kv: str = "bf16",
 ) -> StepEstimate:
     """Time of one decode step: one token more for each of ``batch`` requests.
 
     Parameters
     ----------
     precision
-        One of `PRECISIONS`. "int4" (experts in their fused layer) and "int8" are priced with their calibrated products, and so are the matrices of a
+        One of `PRECISIONS`, with formats of roles after it ("w4a16,lm_head=bf16"). "int4" is "w4a8" (experts in their
+        fused layer); it, "w4a16" and "int8" are priced with their calibrated products, and so are the matrices of a
         file that are stored just so (Q4_0, Q8_0); the others, of which no kernel is calibrated, on the measured roofs
         at the utilisation that the INT4 kernel reaches, with a wide interval.
     context_len
@@ -392,17 +397,20 @@ def step_cost(
         From `assay.cost.stored.load_model`.
     threads
         Threads of every kernel.
+    kv
+        Format of the cache, of `assay.cost.formats.KV_BYTES`.
 
     Notes
     -----
     Experts: a step touches ``U(batch)`` distinct ones a layer (independent tokens, equally popular experts), each with
     ``batch k / U`` rows. Skewed popularity touches fewer, so this is the dear end.
     """
-    check_precision(model, precision)
+    formats = check_precision(model, precision)
+    check_kv(kv)
     _at_least("batch", batch, 1)
     _at_least("context_len", context_len, 0)
-    calls = _weights(model, precision, cost_model, threads, batch, batch)
-    calls += _attention(model, cost_model, threads, batch=batch, new=1, past=context_len)
+    calls = _weights(model, formats, cost_model, threads, batch, batch)
+    calls += _attention(model, cost_model, threads, kv, batch=batch, new=1, past=context_len)
     calls += _routing(model, cost_model, threads, batch)
     calls += _selection(model, cost_model, threads, batch)
     return _sum(calls)
@@ -414,18 +422,23 @@ def prefill_chunk(cost_model: CostModel, precision: str, isl: int) -> int:
     With a calibrated product it stays at the widest calibrated one (but at least 32), so that prefill is priced within
     the range.
     """
-    fits = [cost_model.ops.get(op) for kind, op in KERNEL.items() if precision in (kind, "file")]
+    weights = parse(precision).weights
+    kinds = STORED_AS.values() if weights == FILE else (weights,)
+    fits = [cost_model.ops.get(KERNEL[kind]) for kind in kinds if kind in KERNEL]
     widest = [max(int(c.m[-1]) for c in fit.classes if isinstance(c, GemmClass)) for fit in fits if fit]
     return min(isl, max(32, min([*widest, PREFILL_CHUNK_MAX])))
 
 
-def prefill_cost(model: ModelSpec, precision: str, isl: int, cost_model: CostModel, threads: int) -> StepEstimate:
+def prefill_cost(
+    model: ModelSpec, precision: str, isl: int, cost_model: CostModel, threads: int, kv: str = "bf16"
+) -> StepEstimate:
     """Time from a prompt of ``isl`` tokens to its first output token, alone on the machine, in chunks.
 
     Full chunks differ only in how much of the cache they look back on, which is linear: they are priced as so many
     chunks with the mean past. The head runs once, for the last token.
     """
-    check_precision(model, precision)
+    formats = check_precision(model, precision)
+    check_kv(kv)
     _at_least("isl", isl, 1)
     chunk = prefill_chunk(cost_model, precision, isl)
     full, rest = divmod(isl, chunk)
@@ -433,12 +446,12 @@ def prefill_cost(model: ModelSpec, precision: str, isl: int, cost_model: CostMod
     for count, tokens, past in ((full, chunk, (full - 1) * chunk / 2.0), (1 if rest else 0, rest, float(full * chunk))):
         if not count:
             continue
-        layers = _weights(model, precision, cost_model, threads, tokens, 0)
-        layers += _attention(model, cost_model, threads, batch=1, new=tokens, past=round(past))
+        layers = _weights(model, formats, cost_model, threads, tokens, 0)
+        layers += _attention(model, cost_model, threads, kv, batch=1, new=tokens, past=round(past))
         layers += _routing(model, cost_model, threads, tokens)
         calls += [_times(c, count) for c in layers]
     head = replace(model, matrices=tuple(m for m in model.matrices if m.role == "lm_head"))
-    calls += _price_products(_products(head, precision, 1, 1), cost_model, threads)
+    calls += _price_products(_products(head, formats, 1, 1), cost_model, threads)
     calls += _selection(model, cost_model, threads, 1)
     return _sum(calls)
 
@@ -470,6 +483,7 @@ def predict(
     cost_model: CostModel,
     threads: int,
     *,
+    kv: str = "bf16",
     memory_bytes: int | None = None,
     usd_per_hour: float | None = None,
 ) -> Prediction:
@@ -479,6 +493,8 @@ def predict(
     ----------
     isl, osl
         Input and output tokens of each request, at least 1.
+    precision, kv
+        As in `step_cost`.
     memory_bytes
         Memory of the machine; None when unknown, and then ``fits`` is None.
     usd_per_hour
@@ -487,9 +503,9 @@ def predict(
     for name, value in (("batch", batch), ("isl", isl), ("osl", osl)):
         _at_least(name, value, 1)
     _at_least("threads", threads, 1)
-    decode = step_cost(model, precision, batch, isl + osl // 2, cost_model, threads)
-    prefill = prefill_cost(model, precision, isl, cost_model, threads)
-    memory = memory_needed(model, precision, batch, isl + osl, prefill_chunk(cost_model, precision, isl))
+    decode = step_cost(model, precision, batch, isl + osl // 2, cost_model, threads, kv)
+    prefill = prefill_cost(model, precision, isl, cost_model, threads, kv)
+    memory = memory_needed(model, precision, batch, isl + osl, prefill_chunk(cost_model, precision, isl), kv)
     # The slow end of the time is the low end of the speed.
     speed = (batch / decode.time_s, batch / decode.high_s, batch / decode.low_s)
     served = (
@@ -499,6 +515,7 @@ def predict(
     )
     return Prediction(
         precision=precision,
+        kv=kv,
         batch=batch,
         isl=isl,
         osl=osl,

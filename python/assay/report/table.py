@@ -124,7 +124,7 @@ def quantity(
     value: float, steps: Sequence[tuple[float, str]], low: float | None = None, high: float | None = None
 ) -> str:
     """A value in a fitting unit, with its interval in the same unit: "12.3 ms [11.0, 14.1]"."""
-    factor, unit = _scale(value, steps)
+    factor, unit = _scale(value or high or 0.0, steps)
     text = f"{digits(value / factor)} {unit}".rstrip()
     if low is None or high is None:
         return text
