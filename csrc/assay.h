@@ -220,7 +220,7 @@ typedef struct {
     int64_t ldo;
     int64_t *tokens_per_expert;       /* [E], or NULL */
     int64_t *row_blocks;              /* NULL, or how often a tile was multiplied by a block of rows, summed over experts,
-                                         and the most rows of a block: [2] */
+                                         and how many rows those blocks have room for: [2] */
 } assay_experts_args;
 size_t assay_moe_experts_workspace(const assay_experts_args *args); /* 0 when an argument is out of range */
 int assay_moe_experts(const assay_experts_args *args, int variant, int num_threads, void *workspace,

@@ -77,13 +77,18 @@ static inline int64_t assay_block_row(int64_t m, int64_t blocks, int64_t i) {
     return m / blocks * i + assay_min_i64(i, m % blocks);
 }
 
-typedef struct {
+typedef struct assay_int4_gemm_kernel {
     int mr8, mr16;                                                          /* most rows a block can have... */
     int alone8;                                                             /* ...and when it is the only one */
     void (*prepare)(const assay_gemm_args *args, int64_t begin, int64_t end); /* row blocks */
     void (*w4a8)(const assay_gemm_args *args, int64_t begin, int64_t end);    /* tiles */
     void (*w4a16)(const assay_gemm_args *args, int64_t begin, int64_t end);   /* tiles */
     int mr_pairs;                                   /* most rows a block of pairs can have; 0: takes no pairs */
+    /* Where w4a8 of few rows is another tier's, whose kernel that is (NULL: none), up to how many rows, and how many bytes of a
+     * row this kernel's own row blocks keep together: [k/unit][r][unit]. All w4a16 is that tier's too. */
+    const struct assay_int4_gemm_kernel *fewer;
+    int64_t (*few)(const assay_w4_layout *l);
+    int64_t (*unit)(const assay_w4_layout *l);
 } assay_int4_gemm_kernel;
 
 /* ---- int8_gemm: prepares with int4_gemm's ------------------------------------------------------------- */
@@ -132,8 +137,8 @@ typedef struct {
     float alpha, limit;
 } assay_activation;
 typedef struct {
-    /* dst[i][r] = rows[r][i] for `words` words of four bytes. */
-    void (*gather)(const uint32_t *const *rows, int64_t n, int64_t words, uint32_t *dst);
+    /* dst[i][r] = rows[r][i] for `words` words of four bytes, `unit` of which stay together. */
+    void (*gather)(const uint32_t *const *rows, int64_t n, int64_t words, int64_t unit, uint32_t *dst);
     /* c[rows, 32] (gated: 16 gates, 16 ups), row stride ldc, to h[rows, width], row stride ldh; bias[32] or NULL. */
     void (*activate)(const assay_activation *act, const float *c, int64_t ldc, int64_t rows, const float *bias, float *h,
                      int64_t ldh, int64_t width);

@@ -21,7 +21,7 @@ enum { CHUNK = 4 };
 /* Floats below which one thread does a pass alone, as in gemm.c. */
 enum { ALONE = 65536 };
 /* Most rows of a GEMM's block, whichever the variant. */
-enum { MOST_MR = 16 };
+enum { MOST_MR = 32 };
 
 /* Activations of one GEMM, prepared, of `rows` rows in all. */
 typedef struct {
@@ -32,11 +32,11 @@ typedef struct {
 
 typedef struct {
     const assay_experts_args *a;
-    const assay_int4_gemm_kernel *gemm;
+    const assay_int4_gemm_kernel *gemm, *few_gemm; /* of experts with many rows, and with up to `few` */
     const assay_moe_experts_kernel *kernel;
     assay_gemm_args up, down;          /* what every expert shares */
     size_t up_bytes, down_bytes;       /* of one expert's packed matrix */
-    int mr, alone;                     /* most rows of a block, and of an only one */
+    int64_t few;
     int64_t slots, active, blocks, sources;
     int64_t *offsets, *counts, *cursor;/* by expert */
     int32_t *sorted, *position;        /* by sorted row; by slot */
@@ -129,7 +129,16 @@ static void aim(assay_gemm_args *g, const prepared *p, int64_t row, int64_t rows
     g->row_blocks = (int)blocks;
 }
 
-static int64_t blocks_of(const layer *p, int64_t rows) { return rows <= p->alone ? 1 : (rows + p->mr - 1) / p->mr; }
+/* The kernel that multiplies an expert's rows. */
+static const assay_int4_gemm_kernel *gemm_of(const layer *p, int64_t rows) { return rows <= p->few ? p->few_gemm : p->gemm; }
+
+/* Most rows of one of its blocks. */
+static int64_t most_rows(const layer *p, int64_t rows) {
+    const assay_int4_gemm_kernel *gemm = gemm_of(p, rows);
+    return p->a->a16 ? gemm->mr16 : rows <= gemm->alone8 ? gemm->alone8 : gemm->mr8;
+}
+
+static int64_t blocks_of(const layer *p, int64_t rows) { return (rows + most_rows(p, rows) - 1) / most_rows(p, rows); }
 
 /* Row of the prepared tokens that sorted row i multiplies. */
 static int64_t source_of(const layer *p, int64_t i) {
@@ -155,7 +164,7 @@ static void prepare_tokens(void *arg, int64_t begin, int64_t end) {
     g.a = a->input_weights ? p->y : a->x;
     g.a_dtype = a->input_weights ? ASSAY_F32 : a->dtype;
     g.lda = a->input_weights ? g.l.k : a->ldx;
-    p->gemm->prepare(&g, begin, end);
+    p->few_gemm->prepare(&g, begin, end); /* blocks of one row lie alike in all tiers */
 }
 
 static void gather_blocks(void *arg, int64_t begin, int64_t end) {
@@ -175,14 +184,18 @@ static void gather_blocks(void *arg, int64_t begin, int64_t end) {
             scale[r] = (const uint32_t *)(const void *)p->tokens.scale + source * l->groups;
             comp[r] = (const uint32_t *)(const void *)p->tokens.comp + source * l->groups;
         }
-        p->kernel->gather(values, n, words, (uint32_t *)(void *)p->gathered.values + row * words);
-        p->kernel->gather(scale, n, l->groups, (uint32_t *)(void *)p->gathered.scale + row * l->groups);
-        if (!p->a->a16) p->kernel->gather(comp, n, l->groups, (uint32_t *)(void *)p->gathered.comp + row * l->groups);
+        const assay_int4_gemm_kernel *gemm = gemm_of(p, rows);
+        const int64_t unit = gemm->unit ? gemm->unit(l) / 4 : 1;
+        p->kernel->gather(values, n, words, unit, (uint32_t *)(void *)p->gathered.values + row * words);
+        p->kernel->gather(scale, n, l->groups, 1, (uint32_t *)(void *)p->gathered.scale + row * l->groups);
+        if (!p->a->a16) p->kernel->gather(comp, n, l->groups, 1, (uint32_t *)(void *)p->gathered.comp + row * l->groups);
     }
 }
 
-static void multiply(const layer *p, const assay_gemm_args *g, int64_t begin, int64_t end) {
-    (p->a->a16 ? p->gemm->w4a16 : p->gemm->w4a8)(g, begin, end);
+/* Tiles of an expert that has `rows` rows, of which g may hold a part. */
+static void multiply(const layer *p, int64_t rows, const assay_gemm_args *g, int64_t begin, int64_t end) {
+    const assay_int4_gemm_kernel *gemm = gemm_of(p, rows);
+    (p->a->a16 ? gemm->w4a16 : gemm->w4a8)(g, begin, end);
 }
 
 /* Activates a tile of outputs c of `rows` rows, of which row `first` of h is the first. */
@@ -202,7 +215,7 @@ static void activate_tile(const layer *p, int32_t e, int64_t tile, const float *
 /* Tiles begin .. end - 1 of an expert's gates and ups, activated, for all its rows. */
 static void gate_up_tiles(const layer *p, int32_t e, int64_t begin, int64_t end) {
     const int64_t tiles = p->up.l.tiles, rows = p->counts[e], first = p->offsets[e];
-    const int64_t blocks = blocks_of(p, rows), slab = SLAB / p->mr;
+    const int64_t blocks = blocks_of(p, rows), slab = SLAB / most_rows(p, rows);
     /* As many tiles at once as the outputs' place has room for. */
     const int64_t most = assay_min_i64(end - begin, rows < SLAB ? SLAB / rows : 1);
     _Alignas(64) float c[SLAB * ASSAY_TILE_N];
@@ -222,7 +235,7 @@ static void gate_up_tiles(const layer *p, int32_t e, int64_t begin, int64_t end)
             else aim(&g, &p->gathered, first + from, to - from, last - b);
             /* The kernel asks for the tile behind the last one: once, with the last of its rows. */
             g.l.tiles = last == blocks ? tiles - tile : n;
-            multiply(p, &g, 0, n);
+            multiply(p, rows, &g, 0, n);
             for (int64_t t = 0; t < n; t++)
                 activate_tile(p, e, tile + t, c + t * ASSAY_TILE_N, g.ldc, to - from, first + from);
         }
@@ -258,7 +271,7 @@ static void prepare_hidden(void *arg, int64_t begin, int64_t end) {
         g.a = p->h + p->offsets[e] * g.l.k;
         g.a_dtype = ASSAY_F32;
         g.lda = g.l.k;
-        p->gemm->prepare(&g, p->block_of[b], p->block_of[b] + 1);
+        gemm_of(p, p->counts[e])->prepare(&g, p->block_of[b], p->block_of[b] + 1);
     }
 }
 
@@ -272,7 +285,7 @@ static void down_units(void *arg, int64_t begin, int64_t end) {
         g.packed = (const uint8_t *)p->a->experts->down + (size_t)e * p->down_bytes;
         g.c = p->y + p->offsets[e] * g.l.n;
         g.ldc = g.l.n;
-        multiply(p, &g, from, to);
+        multiply(p, p->counts[e], &g, from, to);
     }
 }
 
@@ -305,6 +318,7 @@ static int sort_slots(layer *p) {
     const assay_experts_args *a = p->a;
     const int64_t experts = a->experts->num_experts;
     const int64_t ids = a->expert_map ? a->map_size : experts;
+    int64_t room = 0;
     if (!ids) return ASSAY_EINVAL;
     int status = assay_moe_offsets(a->topk_ids, p->slots, ids, a->expert_map, experts, 1, p->offsets, p->counts);
     if (!status)
@@ -313,6 +327,7 @@ static int sort_slots(layer *p) {
     if (status) return status;
     for (int64_t e = 0; e < experts; e++) {
         if (!p->counts[e]) continue;
+        room += blocks_of(p, p->counts[e]) * most_rows(p, p->counts[e]);
         for (int64_t b = 0; b < blocks_of(p, p->counts[e]); b++, p->blocks++) {
             p->block_expert[p->blocks] = (int32_t)p->active;
             p->block_of[p->blocks] = (int32_t)b;
@@ -322,7 +337,7 @@ static int sort_slots(layer *p) {
     if (a->tokens_per_expert) memcpy(a->tokens_per_expert, p->counts, (size_t)experts * 8);
     if (a->row_blocks) {
         a->row_blocks[0] = p->blocks;
-        a->row_blocks[1] = p->mr;
+        a->row_blocks[1] = room;
     }
     return ASSAY_OK;
 }
@@ -332,12 +347,19 @@ static void pass(assay_range_fn fn, layer *p, int64_t units, int64_t floats, int
     assay_parallel_for(fn, p, units, floats <= ALONE ? 1 : num_threads, 1);
 }
 
-/* The GEMM of the same tier as moe_experts': AMX's has a layout of its own for activations, which `gather` does not know. */
+/* The GEMM of the same tier as moe_experts'. Both of an expert's matrices go by the kernel of many rows or neither. */
 static int select_kernels(layer *p, int variant) {
     p->kernel = assay_select(ASSAY_OP_moe_experts, variant);
     for (int isa = 0; p->kernel && isa < ASSAY_ISA_COUNT; isa++)
         if (assay_select(ASSAY_OP_moe_experts, isa) == p->kernel) p->gemm = assay_select(ASSAY_OP_int4_gemm, isa);
-    return p->gemm ? ASSAY_OK : ASSAY_EISA;
+    if (!p->gemm) return ASSAY_EISA;
+    p->few_gemm = p->gemm->fewer ? p->gemm->fewer : p->gemm;
+    if (p->a->a16) p->gemm = p->few_gemm;
+    if (p->gemm != p->few_gemm) {
+        const int64_t up = p->gemm->few(&p->up.l), down = p->gemm->few(&p->down.l);
+        p->few = up > down ? up : down;
+    }
+    return ASSAY_OK;
 }
 
 int assay_moe_experts(const assay_experts_args *args, int variant, int num_threads, void *workspace,
@@ -349,9 +371,6 @@ int assay_moe_experts(const assay_experts_args *args, int variant, int num_threa
     if (!e->gate_up || !e->down || args->dtype < ASSAY_F32 || args->dtype > ASSAY_BF16 || args->ldx < e->hidden ||
         args->ldo < e->hidden || (args->tokens && (!args->x || !args->out || !args->topk_ids || !args->topk_weights)))
         return ASSAY_EINVAL;
-    p.mr = args->a16 ? p.gemm->mr16 : p.gemm->mr8;
-    p.alone = args->a16 ? p.mr : p.gemm->alone8;
-    if (p.mr > MOST_MR || p.alone > MOST_MR) return ASSAY_EINVAL;
     if (!workspace || workspace_bytes < arrange(&p, args, NULL)) return ASSAY_EWORKSPACE;
     arrange(&p, args, (uint8_t *)(((uintptr_t)workspace + 63) & ~(uintptr_t)63));
     p.up_bytes = (size_t)(p.up.l.tiles * p.up.l.tile_bytes);

@@ -51,11 +51,13 @@ def inputs(packed, tokens, top_k, seed=0, holes=True):
     return x, ids, rng.random((tokens, top_k)).astype(np.float32)
 
 
+# 29 tokens: a few rows an expert; 300: blocks of many rows, and more of them than a slab of outputs holds.
+@pytest.mark.parametrize("tokens", [29, 300])
 @pytest.mark.parametrize("a16", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_variant_and_the_twin_have_portable_c_s_bits(variant, name, a16):
+def test_every_variant_and_the_twin_have_portable_c_s_bits(variant, name, a16, tokens):
     packed, top_k = layer_of(name)
-    x, ids, w = inputs(packed, 29, top_k)
+    x, ids, w = inputs(packed, tokens, top_k)
     want = assay.moe_experts(x, ids, w, packed, a16=a16, isa="scalar")
     np.testing.assert_array_equal(assay.moe_experts(x, ids, w, packed, a16=a16, isa=variant), want)
     if variant == "scalar":

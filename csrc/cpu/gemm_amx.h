@@ -13,12 +13,14 @@
 #include "gemm_prepare_avx512.h"
 
 enum kind { NIBBLE, TABLE, BYTE };
-enum { MR8 = 32, MR16 = 8, TILE_ROWS = 16, FEW = 16, FEW_OF_32 = MR8, AVX512_ROWS = 6 };
+enum { MR8 = 32, MR16 = 8, TILE_ROWS = 16, FEW = 8, FEW_OF_32 = 16, AVX512_ROWS = 6 };
 
 /* Weights along K that one tile takes: the largest power of two up to 64 that divides the padded group. */
 INLINE int64_t chunk_of(const assay_w4_layout *l) { return assay_min_i64(64, l->group_padded & -l->group_padded); }
 
-INLINE int few_rows(const assay_gemm_args *p) { return p->m <= (p->l.group_padded == 32 ? FEW_OF_32 : FEW); }
+static int64_t few(const assay_w4_layout *l) { return l->group_padded == 32 ? FEW_OF_32 : FEW; }
+
+INLINE int few_rows(const assay_gemm_args *p) { return p->m <= few(&p->l); }
 
 /* A call of a few rows, in AVX-512's row blocks where it came as the one block that it is to others. wide_gemm, known by its
  * center, has no kernels for 7 or 8 rows at once. */

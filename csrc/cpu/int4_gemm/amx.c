@@ -18,31 +18,16 @@
 
 extern const assay_int4_gemm_kernel assay_int4_gemm_avx512vnni;
 
-enum { TOGETHER = 2, RING = 8, EPILOGUE = 4, PANEL = 256, DEPTH = 2048, MOST_GROUP = 128 };
-_Static_assert(DEPTH * 15 * 127 < 1 << 22, "sums leave the floats whose unit in the last place is 1");
-_Static_assert(RING >= 3 * TOGETHER + 1 && (RING & (RING - 1)) == 0, "sums are overwritten before they are scaled");
+enum { TOGETHER = 2, EPILOGUE = 8, PANEL = 256, DEPTH = 1024, MOST_GROUP = 128 };
 
-static const int32_t START[16] __attribute__((aligned(64))) = {
-    0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000,
-    0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000};
-
-/* Tiles of a row block after a group: START and the sums so far. */
+/* Sums of one group: a row block's rows, 32 columns. */
 typedef int32_t sums[MR8][ASSAY_TILE_N];
-
-/* What has been multiplied and waits to be scaled: groups `at`, at + 1.. of the ring, from row `done` on. */
-typedef struct {
-    const float (*ws)[ASSAY_TILE_N], *as;
-    float (*f)[ASSAY_TILE_N];
-    int64_t at, rows, groups, done;
-} waiting;
 
 typedef struct {
     _Alignas(64) int8_t weights[DEPTH * ASSAY_TILE_N]; /* by group: two halves of [k/4][16 columns][4] */
     _Alignas(64) float scale[DEPTH / 32][ASSAY_TILE_N];
-    _Alignas(64) sums ring[RING];
+    _Alignas(64) sums sum[TOGETHER];
     _Alignas(64) float f[PANEL][ASSAY_TILE_N];
-    int64_t at; /* of the ring: the next group's place */
-    waiting w;
 } panel;
 
 /* The zero points of columns 16 h .. 16 h + 15, four bytes a column. */
@@ -75,103 +60,91 @@ KERNEL void unpack_groups(const assay_w4_layout *l, const uint8_t *tile, int64_t
 }
 
 /* Intrinsics of tiles want constants. Tile 2 i + h: rows 16 i.., columns 16 h... */
-INLINE void start_tile(const int tile) {
-    if (tile == 0) _tile_loadd(0, START, 0);
-    if (tile == 1) _tile_loadd(1, START, 0);
-    if (tile == 2) _tile_loadd(2, START, 0);
-    if (tile == 3) _tile_loadd(3, START, 0);
-}
-INLINE void multiply_tile(const int tile) {
-    if (tile == 0) _tile_dpbssd(0, 4, 6);
-    if (tile == 1) _tile_dpbssd(1, 4, 7);
-    if (tile == 2) _tile_dpbssd(2, 5, 6);
-    if (tile == 3) _tile_dpbssd(3, 5, 7);
-}
 INLINE void store_tile(const int tile, sums to) {
     if (tile == 0) _tile_stored(0, to[0], 128);
     if (tile == 1) _tile_stored(1, to[0] + 16, 128);
     if (tile == 2) _tile_stored(2, to[TILE_ROWS], 128);
     if (tile == 3) _tile_stored(3, to[TILE_ROWS] + 16, 128);
 }
+INLINE void multiply_tile(const int tile, const int start, sums before) {
+    if (start && before) store_tile(tile, before);
+    if (start && tile == 0) _tile_zero(0);
+    if (start && tile == 1) _tile_zero(1);
+    if (start && tile == 2) _tile_zero(2);
+    if (start && tile == 3) _tile_zero(3);
+    if (tile == 0) _tile_dpbssd(0, 4, 6);
+    if (tile == 1) _tile_dpbssd(1, 4, 7);
+    if (tile == 2) _tile_dpbssd(2, 5, 6);
+    if (tile == 3) _tile_dpbssd(3, 5, 7);
+}
 
-/* f += scaled sums of the groups that wait, of `rows` rows. */
-INLINE void scale_rows(panel *s, const int rows) {
-    waiting *w = &s->w;
-    float (*const to)[ASSAY_TILE_N] = w->f + w->done;
-    const float *as = w->as + w->done;
-    __m512 f[2 * EPILOGUE], before[2 * EPILOGUE];
-    const int32_t (*first)[ASSAY_TILE_N] = (const int32_t (*)[ASSAY_TILE_N])s->ring[(w->at - 1) & (RING - 1)] + w->done;
-#pragma GCC unroll 8
-    for (int i = 0; i < 2 * rows; i++) {
-        f[i] = _mm512_load_ps(to[i / 2] + i % 2 * 16);
-        before[i] = _mm512_load_ps((const void *)(first[i / 2] + i % 2 * 16));
-    }
-    for (int64_t g = 0; g < w->groups; g++, as += w->rows) {
-        const int32_t (*sum)[ASSAY_TILE_N] = (const int32_t (*)[ASSAY_TILE_N])s->ring[(w->at + g) & (RING - 1)] + w->done;
-#pragma GCC unroll 8
+/* Chunk k of a group's products; its first, `start`, sends the tiles of the group before, where there is one, on their way. */
+INLINE void multiply_chunk(const int8_t *b, const int8_t *a, int64_t group, int64_t chunk, sums before, const int start,
+                           const int tiles) {
+    _tile_loadd(6, b, 64);
+    _tile_loadd(7, b + 16 * group, 64);
+    _tile_loadd(4, a, chunk);
+    if (tiles == 4) _tile_loadd(5, a + TILE_ROWS * chunk, chunk);
+#pragma GCC unroll 4
+    for (int t = 0; t < tiles; t++) multiply_tile(t, start, before);
+}
+
+/* f += scaled sums of `count` groups, for `rows` rows from `row` on. */
+INLINE void scale_rows(panel *s, const float (*ws)[ASSAY_TILE_N], const float *as, int64_t stride, int64_t count,
+                       float (*f)[ASSAY_TILE_N], int64_t row, const int rows) {
+    __m512 acc[2 * EPILOGUE];
+#pragma GCC unroll 16
+    for (int i = 0; i < 2 * rows; i++) acc[i] = _mm512_load_ps(f[row + i / 2] + i % 2 * 16);
+    for (int64_t g = 0; g < count; g++) {
+        const __m512 w0 = _mm512_load_ps(ws[g]), w1 = _mm512_load_ps(ws[g] + 16);
+#pragma GCC unroll 16
         for (int i = 0; i < 2 * rows; i++) {
-            const __m512 now = _mm512_load_ps((const void *)(sum[i / 2] + i % 2 * 16));
-            const __m512 ws = _mm512_load_ps(w->ws[g] + i % 2 * 16);
-            f[i] = _mm512_fmadd_ps(_mm512_sub_ps(now, before[i]), _mm512_mul_ps(ws, _mm512_set1_ps(as[i / 2])), f[i]);
-            before[i] = now;
+            const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512((const void *)(s->sum[g][row + i / 2] + i % 2 * 16)));
+            acc[i] = _mm512_fmadd_ps(sum, _mm512_mul_ps(i % 2 ? w1 : w0, _mm512_set1_ps(as[g * stride + row + i / 2])), acc[i]);
         }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < 2 * rows; i++) _mm512_store_ps(to[i / 2] + i % 2 * 16, f[i]);
-    w->done += rows;
+#pragma GCC unroll 16
+    for (int i = 0; i < 2 * rows; i++) _mm512_store_ps(f[row + i / 2] + i % 2 * 16, acc[i]);
 }
 
-/* EPILOGUE rows, or the last ones one by one. */
-INLINE void scale_part(panel *s) {
-    const int64_t left = s->w.rows - s->w.done;
-    if (left >= EPILOGUE) scale_rows(s, EPILOGUE);
-    else if (left >= 2) scale_rows(s, 2);
-    else if (left == 1) scale_rows(s, 1);
+/* The same for a row block: groups of the panel from `g` on. */
+INLINE void scale_block(panel *s, int64_t g, const float *as, int64_t rows, int64_t count, float (*f)[ASSAY_TILE_N]) {
+    __asm__ volatile("" ::: "memory"); /* GCC's tile intrinsics do not say what they write */
+    const float (*ws)[ASSAY_TILE_N] = (const float (*)[ASSAY_TILE_N])s->scale + g;
+    int64_t r = 0;
+    for (; r + EPILOGUE <= rows; r += EPILOGUE) scale_rows(s, ws, as, rows, count, f, r, EPILOGUE);
+    if (rows - r >= 4) scale_rows(s, ws, as, rows, count, f, r, 4), r += 4;
+    if (rows - r >= 2) scale_rows(s, ws, as, rows, count, f, r, 2), r += 2;
+    if (rows - r >= 1) scale_rows(s, ws, as, rows, count, f, r, 1);
 }
 
-INLINE void scale_all(panel *s) {
-    while (s->w.done < s->w.rows) scale_part(s);
-}
-
-/* Groups g0 .. g0 + count - 1 of a row block, whose weights lie in s; the last ones are left waiting. Asks for `lines` lines
- * from `next` on, on the way. */
+/* Groups g0 .. g0 + count - 1 of a row block, whose weights lie in s. Asks for `lines` lines from `next` on, on the way. */
 INLINE void block_panel(const assay_gemm_args *p, int64_t row0, int64_t rows, int64_t g0, int64_t count, panel *s,
                         float (*f)[ASSAY_TILE_N], const uint8_t *next, int64_t lines, const int tiles) {
     const assay_w4_layout *l = &p->l;
-    const int64_t group = l->group_padded, chunk = chunk_of(l), steps = group / chunk;
+    const int64_t group = l->group_padded, chunk = chunk_of(l);
     const int8_t *a = (const int8_t *)p->values + row0 * l->k_padded + g0 * group * rows;
     const float *as = p->scale + row0 * l->groups + g0 * rows;
+    int64_t asked = 0, waiting = 0;
+    for (int64_t g = 0; g <= count; g++) {
+        if (g < count) {
+            for (const int64_t last = lines * (g + 1) / count; asked < last; asked++)
+                _mm_prefetch((const char *)(next + 64 * asked), _MM_HINT_T1);
+            const int8_t *b = s->weights + g * group * ASSAY_TILE_N;
+            multiply_chunk(b, a, group, chunk, g ? s->sum[waiting] : NULL, 1, tiles);
+            a += rows * chunk;
+            for (int64_t k = chunk; k < group; k += chunk, a += rows * chunk)
+                multiply_chunk(b + 16 * k, a, group, chunk, NULL, 0, tiles);
+        } else {
 #pragma GCC unroll 4
-    for (int t = 0; t < tiles; t++) {
-        start_tile(t);
-        store_tile(t, s->ring[s->at & (RING - 1)]);
-    }
-    s->at++;
-    int64_t turn = 0;
-    for (int64_t g = 0; g < count; g++, s->at++) {
-        int32_t (*const sum)[ASSAY_TILE_N] = s->ring[s->at & (RING - 1)];
-        int32_t (*const late)[ASSAY_TILE_N] = s->ring[(s->at - 1) & (RING - 1)];
-        for (int64_t i = lines * g / count; i < lines * (g + 1) / count; i++) _mm_prefetch((const char *)(next + 64 * i), _MM_HINT_T1);
-        for (int64_t k = 0; k < steps; k++, a += rows * chunk) {
-            const int8_t *b = s->weights + g * group * ASSAY_TILE_N + 16 * k * chunk;
-            _tile_loadd(6, b, 64);
-            _tile_loadd(7, b + 16 * group, 64);
-            _tile_loadd(4, a, chunk);
-            if (tiles == 4) _tile_loadd(5, a + TILE_ROWS * chunk, chunk);
-#pragma GCC unroll 4
-            for (int t = 0; t < tiles; t++) {
-                multiply_tile(t);
-                if (t == 0 && k == 0 && g) store_tile(tiles - 1, late);
-                if (t && k == steps - 1) store_tile(t - 1, sum);
-                if (turn++ % steps == 0) scale_part(s);
-            }
+            for (int t = 0; t < tiles; t++) store_tile(t, s->sum[waiting]);
         }
-        if (g % TOGETHER != TOGETHER - 1 && g + 1 < count) continue;
-        scale_all(s);
-        const int64_t n = g % TOGETHER + 1;
-        s->w = (waiting){s->scale + g + 1 - n, as + (g + 1 - n) * rows, f, s->at + 1 - n, rows, n, 0};
+        waiting += g > 0;
+        if (waiting == TOGETHER || (waiting && g == count)) {
+            scale_block(s, g - waiting, as + (g - waiting) * rows, rows, waiting, f);
+            waiting = 0;
+        }
     }
-    store_tile(tiles - 1, s->ring[(s->at - 1) & (RING - 1)]);
 }
 
 KERNEL void block_panel_2(const assay_gemm_args *p, int64_t row0, int64_t rows, int64_t g0, int64_t count, panel *s,
@@ -201,7 +174,6 @@ INLINE void tile_panels(const assay_gemm_args *p, int64_t t, panel *s, int64_t *
         memset(s->f, 0, (size_t)(last - first) * sizeof *s->f);
         for (int64_t g = 0; g < l->groups; g += depth) {
             const int64_t count = assay_min_i64(depth, l->groups - g);
-            scale_all(s);
             unpack_groups(l, tile, g, count, s);
             /* The next tile's bytes of these groups, an equal part for each row block of the last panel. */
             const uint8_t *next = tile + l->tile_bytes + l->tile_bytes * g / l->groups / 64 * 64;
@@ -215,7 +187,6 @@ INLINE void tile_panels(const assay_gemm_args *p, int64_t t, panel *s, int64_t *
                                                                  next + 64 * from, to - from);
             }
         }
-        scale_all(s);
         store_panel(p, t, first, last - first, s);
     }
 }
@@ -259,8 +230,6 @@ static void w4a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
     } else {
         panel s;
         int64_t configured = 0;
-        s.at = 0;
-        s.w.rows = s.w.done = 0;
         for (int64_t t = begin; t < end; t++) tile_panels(p, t, &s, &configured);
         _tile_release();
     }
@@ -270,4 +239,6 @@ static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) {
     assay_int4_gemm_avx512vnni.w4a16(p, begin, end);
 }
 
-const assay_int4_gemm_kernel assay_int4_gemm_amx = {MR8, MR16, MR8, prepare8, w4a8, w4a16, 0};
+static int64_t unit(const assay_w4_layout *l) { return chunk_of(l); }
+
+const assay_int4_gemm_kernel assay_int4_gemm_amx = {MR8, MR16, MR8, prepare8, w4a8, w4a16, 0, &assay_int4_gemm_avx512vnni, few, unit};

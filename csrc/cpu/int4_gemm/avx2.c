@@ -271,4 +271,4 @@ static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) {
     tiles(p, begin, end, blocks, 2);
 }
 
-const assay_int4_gemm_kernel assay_int4_gemm_avx2 = {MR8, MR16, MR8, assay_int4_prepare_avx2, w4a8, w4a16, 0};
+const assay_int4_gemm_kernel assay_int4_gemm_avx2 = {MR8, MR16, MR8, assay_int4_prepare_avx2, w4a8, w4a16, 0, NULL, NULL, NULL};

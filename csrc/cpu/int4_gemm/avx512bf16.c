@@ -175,4 +175,4 @@ static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) {
 
 /* As avx512vnni's, whose functions these rows go to. */
 enum { MR8 = 6, MR16 = 8, ALONE8 = 8 };
-const assay_int4_gemm_kernel assay_int4_gemm_avx512bf16 = {MR8, MR16, ALONE8, prepare, w4a8, w4a16, MR_PAIRS};
+const assay_int4_gemm_kernel assay_int4_gemm_avx512bf16 = {MR8, MR16, ALONE8, prepare, w4a8, w4a16, MR_PAIRS, NULL, NULL, NULL};

@@ -254,4 +254,4 @@ static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) {
     tiles(p, begin, end, blocks, 8);
 }
 
-const assay_int4_gemm_kernel assay_int4_gemm_avx512vnni = {MR8, MR16, ALONE8, prepare, w4a8, w4a16, 0};
+const assay_int4_gemm_kernel assay_int4_gemm_avx512vnni = {MR8, MR16, ALONE8, prepare, w4a8, w4a16, 0, NULL, NULL, NULL};

@@ -49,4 +49,4 @@ static void w4a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
 
 static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) { assay_int4_gemm_avx2.w4a16(p, begin, end); }
 
-const assay_int4_gemm_kernel assay_int4_gemm_avxvnni = {MR8, MR16, MR8, assay_int4_prepare_avx2, w4a8, w4a16, 0};
+const assay_int4_gemm_kernel assay_int4_gemm_avxvnni = {MR8, MR16, MR8, assay_int4_prepare_avx2, w4a8, w4a16, 0, NULL, NULL, NULL};

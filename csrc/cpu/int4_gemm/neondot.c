@@ -55,4 +55,4 @@ static void w4a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
 static void prepare(const assay_gemm_args *p, int64_t begin, int64_t end) { assay_int4_gemm_scalar.prepare(p, begin, end); }
 static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) { assay_int4_gemm_scalar.w4a16(p, begin, end); }
 
-const assay_int4_gemm_kernel assay_int4_gemm_neondot = {MR8, MR16, MR8, prepare, w4a8, w4a16, 0};
+const assay_int4_gemm_kernel assay_int4_gemm_neondot = {MR8, MR16, MR8, prepare, w4a8, w4a16, 0, NULL, NULL, NULL};

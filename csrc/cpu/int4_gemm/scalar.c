@@ -126,4 +126,4 @@ static void column16(const assay_gemm_args *p, const uint8_t *tile, int64_t j, i
 static void w4a8(const assay_gemm_args *p, int64_t begin, int64_t end) { walk(p, begin, end, column8); }
 static void w4a16(const assay_gemm_args *p, int64_t begin, int64_t end) { walk(p, begin, end, column16); }
 
-const assay_int4_gemm_kernel assay_int4_gemm_scalar = {MR, MR, MR, prepare, w4a8, w4a16, 0};
+const assay_int4_gemm_kernel assay_int4_gemm_scalar = {MR, MR, MR, prepare, w4a8, w4a16, 0, NULL, NULL, NULL};

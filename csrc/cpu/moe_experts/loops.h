@@ -6,6 +6,8 @@
 #include "../../kernels.h"
 #include "../activations.h"
 
+#include <string.h>
+
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE void activate_rows(const assay_activation *a, int kind, int gated, const float *c, int64_t ldc, int64_t rows,
@@ -49,7 +51,12 @@ INLINE void gather_rows(const uint32_t *const *rows, int n, int64_t words, uint3
         for (int r = 0; r < n; r++) dst[i * n + r] = rows[r][i];
 }
 
-static void gather(const uint32_t *const *rows, int64_t n, int64_t words, uint32_t *dst) {
+static void gather(const uint32_t *const *rows, int64_t n, int64_t words, int64_t unit, uint32_t *dst) {
+    if (unit > 1) {
+        for (int64_t i = 0; i < words; i += unit)
+            for (int64_t r = 0; r < n; r++, dst += unit) memcpy(dst, rows[r] + i, (size_t)unit * 4);
+        return;
+    }
     switch (n) {
         case 2: gather_rows(rows, 2, words, dst); break;
         case 3: gather_rows(rows, 3, words, dst); break;

@@ -368,13 +368,13 @@ def moe_experts(x: Any, topk_ids: Any, topk_weights: Any, experts: PackedExperts
         c.array[...] = run(rows, ids, weights, experts, a16, weights_on_input)
         kept = ids[(ids >= 0) & (ids < shape.num_experts)]
         counts = np.bincount(kept, minlength=shape.num_experts)
-        blocks = np.array([counts.sum(), 1])
+        blocks = np.array([counts.sum(), counts.sum()])
     result = c.array if out is None else out
     if not return_cost:
         return result
     distinct = int(np.count_nonzero(counts))
     return result, ExpertsCost(
-        distinct, counts, distinct * experts.expert_bytes, int(blocks[0]), int(blocks[0] * blocks[1] - counts.sum())
+        distinct, counts, distinct * experts.expert_bytes, int(blocks[0]), int(blocks[1] - counts.sum())
     )
 
 
