@@ -12,9 +12,10 @@
 #include "cpu/logarithm.h"
 #include "cpu/vexp.h"
 
-/* Blocks that a thread takes at a time when threads share a row; work (in elements read once) below which they do not
- * share: a dispatch costs what one thread does with that much. */
-enum { BLOCKS_A_UNIT = 4, SHARE_ELEMENTS = 1 << 16 };
+/* Blocks that a thread takes at a time when threads share a row: the last ones wait for each other for as long as one takes,
+ * and with exp each starts with a reading more. Work (in elements read once) below which they do not share: a dispatch costs
+ * what one thread does with that much. */
+enum { BLOCKS_A_UNIT = 1, BLOCKS_A_UNIT_WITH_EXP = 4, SHARE_ELEMENTS = 1 << 16 };
 /* How far behind the next block a sum fetches: of 1 to 24 KB the one that lost least, from caches and from DRAM. */
 enum { AHEAD_BYTES = 2048 };
 
@@ -34,7 +35,8 @@ double assay_spec_uniform(const assay_spec_request *r, uint32_t domain, int64_t 
 }
 
 static void for_blocks(assay_spec_request *r, assay_range_fn fn, int with_exp) {
-    const int64_t units = (r->call->block_count + BLOCKS_A_UNIT - 1) / BLOCKS_A_UNIT;
+    r->unit = with_exp ? BLOCKS_A_UNIT_WITH_EXP : BLOCKS_A_UNIT;
+    const int64_t units = (r->call->block_count + r->unit - 1) / r->unit;
     /* A pass with exp takes some four times as long as one without. */
     if (r->call->threads > 1 && r->call->a->vocab * (with_exp ? 4 : 1) >= SHARE_ELEMENTS)
         assay_parallel_for(fn, r, units, r->call->threads, 1);
@@ -43,7 +45,7 @@ static void for_blocks(assay_spec_request *r, assay_range_fn fn, int with_exp) {
 }
 
 static int64_t end_of(const assay_spec_request *r, int64_t end) {
-    return assay_min_i64(end * BLOCKS_A_UNIT, r->call->block_count);
+    return assay_min_i64(end * r->unit, r->call->block_count);
 }
 
 /* ---- the first reading ------------------------------------------------------------------------------ */
@@ -110,11 +112,11 @@ static void scan_blocks(void *arg, int64_t begin, int64_t end) {
     assay_spec_request *r = arg;
     const assay_spec_verify_kernel *k = r->call->kernel;
     if (!r->processed && !r->s.cuts) {
-        scan_raw(r, begin * BLOCKS_A_UNIT, end_of(r, end));
+        scan_raw(r, begin * r->unit, end_of(r, end));
         return;
     }
     _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
+    for (int64_t b = begin * r->unit; b < end_of(r, end); b++) {
         assay_spec_block *block = &r->blocks[b];
         const int64_t n = assay_spec_block_length(r, b);
         if (r->s.cuts && scan_few(r, b)) continue;
@@ -277,7 +279,7 @@ static float residual_of_block(const assay_spec_request *r, int64_t b, float *ou
 static void residual_blocks(void *arg, int64_t begin, int64_t end) {
     assay_spec_request *r = arg;
     _Alignas(64) float out[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++)
+    for (int64_t b = begin * r->unit; b < end_of(r, end); b++)
         r->blocks[b].mass = (double)residual_of_block(r, b, out);
 }
 
@@ -412,7 +414,7 @@ static void race_blocks(void *arg, int64_t begin, int64_t end) {
     /* The best of the blocks before bounds those that follow: of equal times the first is the winner anyway. */
     assay_race race = {a->seed[r->b], position, INFINITY, 0};
     _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], w[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
+    for (int64_t b = begin * r->unit; b < end_of(r, end); b++) {
         assay_spec_block *block = &r->blocks[b];
         block->mass = INFINITY;
         block->token = b * ASSAY_VOCAB_BLOCK;
@@ -442,7 +444,7 @@ int32_t assay_spec_race(assay_spec_request *r) {
 static void exponent_blocks(void *arg, int64_t begin, int64_t end) {
     assay_spec_request *r = arg;
     _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
+    for (int64_t b = begin * r->unit; b < end_of(r, end); b++) {
         const int64_t n = assay_spec_block_length(r, b);
         r->blocks[b].mass = r->blocks[b].total = 0;
         if (!isfinite(r->blocks[b].largest)) continue;

@@ -82,6 +82,7 @@ typedef struct {
     int uncut;                         /* its blocks are as they were before the cuts */
     const uint8_t *logits;
     int sums, processed;
+    int64_t unit;                      /* blocks that a thread takes at a time */
     assay_spec_edit *edits;
     int64_t edit_count;
     const uint32_t *mask;

@@ -93,3 +93,14 @@ def test_the_reference_keeps_as_much(variant, name):
             )
         assert (kept >= bounds[0] * (1 - 1e-5)).all(), (how, kept, bounds)
         assert (kept <= bounds[1] * (1 + 1e-5)).all(), (how, kept, bounds)
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
+def test_emulated_avx512_keeps_what_portable_c_keeps(emulate_verify, bf16):
+    cases = [(name, how) for name in ("normal", "few values", "large where none looks") for how in FILTERS]
+    want = [drawn(ROWS[name], how, isa="scalar", bf16=bf16) for name, how in cases]
+    emulate_verify()
+    for (name, how), expected in zip(cases, want, strict=True):
+        got = drawn(ROWS[name], how, isa="avx512vnni", bf16=bf16)
+        np.testing.assert_array_equal(got.output_token_ids, expected.output_token_ids, err_msg=f"{name} {how}")
+        np.testing.assert_array_equal(got.logprobs, expected.logprobs, err_msg=f"{name} {how}")
