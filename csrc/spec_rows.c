@@ -12,9 +12,10 @@
 #include "cpu/logarithm.h"
 #include "cpu/vexp.h"
 
-/* Blocks that a thread takes at a time when threads share a row; work (in elements read once) below which they do not
- * share: a dispatch costs what one thread does with that much. */
-enum { BLOCKS_A_UNIT = 4, SHARE_ELEMENTS = 1 << 16 };
+/* Blocks that a thread takes at a time when threads share a row: the last ones wait for each other for as long as one takes,
+ * and with exp each starts with a reading more. Work (in elements read once) below which they do not share: a dispatch costs
+ * what one thread does with that much. */
+enum { BLOCKS_A_UNIT = 1, BLOCKS_A_UNIT_WITH_EXP = 4, SHARE_ELEMENTS = 1 << 16 };
 /* How far behind the next block a sum fetches: of 1 to 24 KB the one that lost least, from caches and from DRAM. */
 enum { AHEAD_BYTES = 2048 };
 
@@ -34,7 +35,8 @@ double assay_spec_uniform(const assay_spec_request *r, uint32_t domain, int64_t 
 }
 
 static void for_blocks(assay_spec_request *r, assay_range_fn fn, int with_exp) {
-    const int64_t units = (r->call->block_count + BLOCKS_A_UNIT - 1) / BLOCKS_A_UNIT;
+    r->unit = with_exp ? BLOCKS_A_UNIT_WITH_EXP : BLOCKS_A_UNIT;
+    const int64_t units = (r->call->block_count + r->unit - 1) / r->unit;
     /* A pass with exp takes some four times as long as one without. */
     if (r->call->threads > 1 && r->call->a->vocab * (with_exp ? 4 : 1) >= SHARE_ELEMENTS)
         assay_parallel_for(fn, r, units, r->call->threads, 1);
@@ -43,7 +45,7 @@ static void for_blocks(assay_spec_request *r, assay_range_fn fn, int with_exp) {
 }
 
 static int64_t end_of(const assay_spec_request *r, int64_t end) {
-    return assay_min_i64(end * BLOCKS_A_UNIT, r->call->block_count);
+    return assay_min_i64(end * r->unit, r->call->block_count);
 }
 
 /* ---- the first reading ------------------------------------------------------------------------------ */
@@ -71,26 +73,57 @@ static void scan_raw(assay_spec_request *r, int64_t begin, int64_t end) {
     }
 }
 
+/* A block of which the cuts leave few elements or none. Returns 0 where that is not so. */
+static int scan_few(assay_spec_request *r, int64_t b) {
+    enum { FEW = ASSAY_VOCAB_BLOCK / 4 };
+    const assay_spec_verify_kernel *k = r->call->kernel;
+    assay_spec_block *block = &r->blocks[b];
+    _Alignas(64) float values[ASSAY_VOCAB_BLOCK + 16], weights[ASSAY_VOCAB_BLOCK];
+    int32_t where[ASSAY_VOCAB_BLOCK + 16];
+    if (r->processed) return 0;
+    int64_t found = 0;
+    if (!r->uncut || block->largest >= r->s.least)
+        found = k->select(assay_spec_raw(r, b), r->call->a->dtype, assay_spec_block_length(r, b), r->s.least, values, where);
+    if (found > FEW) return 0;
+    if (r->s.cuts & CUT_MIN_P && found) {
+        k->weights(values, ASSAY_F32, found, r->s.top, r->inverse_t, weights);
+        for (int64_t i = 0; i < found; i++) values[i] = weights[i] >= r->call->a->min_p[r->b] ? values[i] : -INFINITY;
+    }
+    float largest = -INFINITY;
+    for (int64_t i = 0; i < found; i++) {
+        const int64_t id = b * ASSAY_VOCAB_BLOCK + where[i];
+        if ((r->s.cuts & CUT_LOGITS && !assay_spec_inside(&r->s.by_logit, values[i], id)) ||
+            (r->s.cuts & CUT_TYPICAL && !assay_spec_inside(&r->s.by_distance, values[i], id)))
+            values[i] = -INFINITY;
+        largest = values[i] > largest ? values[i] : largest;
+    }
+    block->largest = largest;
+    block->sum = 0;
+    if (!(largest > -INFINITY) || !r->sums) return 1;
+    /* As if over the block, whose other elements would add 0. */
+    float lane[16] = {0};
+    k->weights(values, ASSAY_F32, found, largest, r->inverse_t, weights);
+    for (int64_t i = 0; i < found; i++) lane[where[i] % 16] += weights[i];
+    block->sum = assay_fold16(lane);
+    return 1;
+}
+
 static void scan_blocks(void *arg, int64_t begin, int64_t end) {
     assay_spec_request *r = arg;
     const assay_spec_verify_kernel *k = r->call->kernel;
     if (!r->processed && !r->s.cuts) {
-        scan_raw(r, begin * BLOCKS_A_UNIT, end_of(r, end));
+        scan_raw(r, begin * r->unit, end_of(r, end));
         return;
     }
-    const float least = assay_spec_least_kept(r);
     _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
+    for (int64_t b = begin * r->unit; b < end_of(r, end); b++) {
         assay_spec_block *block = &r->blocks[b];
         const int64_t n = assay_spec_block_length(r, b);
+        if (r->s.cuts && scan_few(r, b)) continue;
         block->sum = 0;
         block->largest = k->largest(assay_spec_raw(r, b), r->call->a->dtype, n);
         /* A mask must not hide what poisons the row. */
         if (!(block->largest < INFINITY)) continue;
-        if (!r->processed && block->largest < least) {
-            block->largest = -INFINITY;
-            continue;
-        }
         int dtype;
         const void *view = assay_spec_view(r, b, buffer, &dtype);
         block->largest = k->largest(view, dtype, n);
@@ -163,7 +196,9 @@ int assay_spec_open(assay_spec_request *r, int64_t node, int whole) {
     r->s.log_total = r->s.total > 0 ? assay_log(r->s.total) : 0;
     if (!r->greedy && assay_spec_has_filters(r)) {
         assay_spec_find_cuts(r);
+        r->uncut = 1;
         if (r->s.cuts) status = scan(r);
+        r->uncut = 0;
         if (status) return status;
         r->s.log_total = r->s.total > 0 ? assay_log(r->s.total) : 0;
     }
@@ -244,7 +279,7 @@ static float residual_of_block(const assay_spec_request *r, int64_t b, float *ou
 static void residual_blocks(void *arg, int64_t begin, int64_t end) {
     assay_spec_request *r = arg;
     _Alignas(64) float out[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++)
+    for (int64_t b = begin * r->unit; b < end_of(r, end); b++)
         r->blocks[b].mass = (double)residual_of_block(r, b, out);
 }
 
@@ -379,7 +414,7 @@ static void race_blocks(void *arg, int64_t begin, int64_t end) {
     /* The best of the blocks before bounds those that follow: of equal times the first is the winner anyway. */
     assay_race race = {a->seed[r->b], position, INFINITY, 0};
     _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], w[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
+    for (int64_t b = begin * r->unit; b < end_of(r, end); b++) {
         assay_spec_block *block = &r->blocks[b];
         block->mass = INFINITY;
         block->token = b * ASSAY_VOCAB_BLOCK;
@@ -409,7 +444,7 @@ int32_t assay_spec_race(assay_spec_request *r) {
 static void exponent_blocks(void *arg, int64_t begin, int64_t end) {
     assay_spec_request *r = arg;
     _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * BLOCKS_A_UNIT; b < end_of(r, end); b++) {
+    for (int64_t b = begin * r->unit; b < end_of(r, end); b++) {
         const int64_t n = assay_spec_block_length(r, b);
         r->blocks[b].mass = r->blocks[b].total = 0;
         if (!isfinite(r->blocks[b].largest)) continue;

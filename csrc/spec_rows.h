@@ -21,12 +21,6 @@ typedef struct {
     float bias;
 } assay_spec_edit;
 
-/* Kept: elements before (key, last) in an order, keys descending and then ids ascending. */
-typedef struct {
-    uint32_t key;
-    int64_t last;
-} assay_spec_cut;
-
 enum { CUT_LOGITS = 1, CUT_MIN_P = 2, CUT_TYPICAL = 4 };
 
 /* What a row's first reading leaves behind: enough for its probabilities without reading it again. */
@@ -36,7 +30,8 @@ typedef struct {
     int cuts;            /* which of the following apply */
     float top;           /* the largest element before the cuts */
     float center;        /* mean of (l - top) / T: typical_p goes by the distance from it */
-    assay_spec_cut by_logit, by_distance;
+    assay_range by_logit, by_distance; /* what top_k and top_p leave, and typical_p */
+    float least;         /* nothing below it is kept */
     double log_total;    /* for log-probabilities: of the uncut row, temperature 1 where the request is greedy */
 } assay_spec_row_state;
 
@@ -50,11 +45,11 @@ typedef struct {
     assay_spec_row_state row;
 } assay_spec_node;
 
-enum { ASSAY_SPEC_BUCKETS = 2048 };
+/* Elements of the row at hand among which a cut is looked for: their place in the order, which falls, and their weights. */
+enum { ASSAY_SPEC_CANDIDATES = 16384 };
 typedef struct {
-    int64_t count[ASSAY_SPEC_BUCKETS];
-    double mass[ASSAY_SPEC_BUCKETS];
-} assay_spec_histogram;
+    float values[ASSAY_SPEC_CANDIDATES + ASSAY_VOCAB_BLOCK + 16], weights[ASSAY_SPEC_CANDIDATES + ASSAY_VOCAB_BLOCK + 16];
+} assay_spec_candidates;
 
 /* Where the workspace of a call begins: of each kind one piece for each request. */
 typedef struct {
@@ -64,7 +59,7 @@ typedef struct {
     assay_spec_node *nodes;            /* K_b + 1 each */
     assay_spec_edit *edits;            /* its edits and K_b each */
     int32_t *excluded;                 /* K_b each */
-    assay_spec_histogram *histograms;  /* NULL where nothing is filtered */
+    assay_spec_candidates *candidates; /* NULL where nothing is filtered */
     int64_t block_count;
     int threads;                       /* that share a row; 1 when requests are shared out instead */
 } assay_spec_call;
@@ -84,8 +79,10 @@ typedef struct {
 
     int64_t node;                      /* whose row is at hand; -1: none */
     int whole;                         /* its blocks are filled in, not only its state */
+    int uncut;                         /* its blocks are as they were before the cuts */
     const uint8_t *logits;
     int sums, processed;
+    int64_t unit;                      /* blocks that a thread takes at a time */
     assay_spec_edit *edits;
     int64_t edit_count;
     const uint32_t *mask;
@@ -123,10 +120,12 @@ void assay_spec_path_edits(assay_spec_request *r, int64_t node);
 float assay_spec_element(const assay_spec_request *r, int64_t token);
 /* Block b of the row as processors and filters leave it: the logits themselves, or float32 in `buffer`. */
 const void *assay_spec_view(const assay_spec_request *r, int64_t b, float *buffer, int *dtype);
+static inline int assay_spec_inside(const assay_range *range, float x, int64_t id) {
+    return (x > range->low && x < range->high) || (x >= range->least && x <= range->most && id <= range->last);
+}
+
+/* spec_filter.c: finds the cuts of the row at hand. */
 int assay_spec_has_filters(const assay_spec_request *r);
-/* What is below it is dropped by top_k or top_p. */
-float assay_spec_least_kept(const assay_spec_request *r);
-/* Finds the cuts of the row at hand. */
 void assay_spec_find_cuts(assay_spec_request *r);
 
 /* spec_rules.c: one request, by its rule; returns a row status. */

@@ -100,7 +100,7 @@ static size_t lay_out(const assay_verify_args *a, assay_spec_call *call, uint8_t
     PIECE(nodes, assay_spec_node, drafts + a->batch);
     PIECE(excluded, int32_t, drafts);
     PIECE(edits, assay_spec_edit, edits);
-    PIECE(histograms, assay_spec_histogram, filters(a) ? a->batch : 0);
+    PIECE(candidates, assay_spec_candidates, filters(a) ? a->batch : 0);
 #undef PIECE
     return at;
 }
@@ -164,7 +164,7 @@ int assay_verify(const assay_verify_args *a, int variant, int num_threads, void 
     assay_spec_call call = {.a = a, .kernel = kernel};
     uint8_t *base = (uint8_t *)(((uintptr_t)workspace + 63) & ~(uintptr_t)63);
     if (!workspace || lay_out(a, &call, base) + 64 > workspace_bytes) return ASSAY_EWORKSPACE;
-    if (!filters(a)) call.histograms = NULL;
+    if (!filters(a)) call.candidates = NULL;
 
     const int threads = num_threads ? num_threads : assay_num_threads();
     /* Enough requests: one a thread at a time. Few: threads share each row. */

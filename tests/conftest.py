@@ -82,6 +82,23 @@ def emulated(tmp_path_factory):
         pytest.skip(str(exc))
 
 
+@pytest.fixture
+def emulate_verify(monkeypatch, emulated):
+    """Makes assay.verify call the emulated library from then on."""
+    from assay.ops import speculative
+
+    def switch():
+        ffi, lib = emulated
+        for name in ("_ARGS", "_INTS", "_FLOATS"):
+            monkeypatch.setattr(speculative, name, ffi.typeof(getattr(speculative, name).cname))
+        optional = {name: ffi.typeof(kind.cname) for name, kind in speculative._OPTIONAL.items()}
+        monkeypatch.setattr(speculative, "_OPTIONAL", optional)
+        monkeypatch.setattr(speculative, "ffi", ffi)
+        monkeypatch.setattr(speculative, "lib", lib)
+
+    return switch
+
+
 @pytest.fixture(scope="session")
 def gemma_gguf():
     """Path of the real Gemma-3-270M Q4_K_M file (253 MB), assembled once and kept in the user's cache."""

@@ -8,7 +8,6 @@ import pytest
 import assay
 from assay import reference
 from assay.errors import RowError
-from assay.ops import speculative
 from assay.ops.speculative import uniform
 from assay.reference import verification
 from bf16 import BFloat16
@@ -225,7 +224,7 @@ def test_numba_twin_gives_the_same_tokens(vocab, dense):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("vocab", VOCABS)
-def test_emulated_avx512_equals_portable_c(monkeypatch, emulated, vocab, dtype):
+def test_emulated_avx512_equals_portable_c(emulate_verify, vocab, dtype):
     runs = []
     for dense in (True, False):
         args = case(24, vocab, dense=dense, dtype="float16" if dtype == "float16" else "float32")
@@ -237,13 +236,7 @@ def test_emulated_avx512_equals_portable_c(monkeypatch, emulated, vocab, dtype):
             args["target_logits"] = BFloat16(args["target_logits"])
         runs += [(args, rule, t) for rule in ("rejection", "greedy") for t in (1.0, 0.3)]
     want = [assay.verify_chain(**a, rule=rule, temperature=t, isa="scalar") for a, rule, t in runs]
-    monkeypatch.setattr("assay.ops.speculative.ffi", emulated[0])
-    monkeypatch.setattr("assay.ops.speculative.lib", emulated[1])
-    kinds = {name: getattr(speculative, name).cname for name in ("_ARGS", "_INTS", "_FLOATS")}
-    for name, kind in kinds.items():
-        monkeypatch.setattr(speculative, name, emulated[0].typeof(kind))
-    optional = {name: emulated[0].typeof(kind.cname) for name, kind in speculative._OPTIONAL.items()}
-    monkeypatch.setattr(speculative, "_OPTIONAL", optional)
+    emulate_verify()
     for (args, rule, t), expected in zip(runs, want, strict=True):
         got = assay.verify_chain(**args, rule=rule, temperature=t, isa="avx512vnni")
         assert_same(got, expected, f"{rule} {t}")

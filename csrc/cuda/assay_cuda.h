@@ -226,10 +226,9 @@ typedef struct {
 int assay_cuda_tree_build(const assay_cuda_tree_args *args, void *stream);
 
 /* ---- speculative verification ------------------------------------------------------------------------
- * assay_verify (assay.h) with the same rules, tokens, statuses and counters, but for one thing: masses that top_p and
- * typical_p add up are exact here and rounded there, so that a cut could fall elsewhere where a mass meets its bound to within
- * some 1e-15. All rows of a request with present drafts are read, though `counters` tell those that the walk reached.
- * Arrays are read on the device: what assay_verify refuses by their values makes a request's status ASSAY_ROW_BAD_REQUEST. */
+ * assay_verify (assay.h) with the same rules, tokens, statuses and counters. All rows of a request with present drafts are
+ * read, though `counters` tell those that the walk reached. Arrays are read on the device: what assay_verify refuses by their
+ * values makes a request's status ASSAY_ROW_BAD_REQUEST. */
 enum { ASSAY_ROW_BAD_REQUEST = 6 };
 enum { ASSAY_CUDA_VOCAB_BLOCK = 2048 };
 typedef struct {

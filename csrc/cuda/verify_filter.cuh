@@ -2,7 +2,7 @@
 //
 // As csrc/spec_process.c: each filter keeps the first elements of an order, up to a key and among its equals to an id. The key is
 // found 11, 11 and 10 bits at a time in a histogram; blocks whose largest logit rules them out are passed over. Masses are
-// added up in fixed point, units of 2^-64, so that their sum is exact and atomic additions may come in any order.
+// added up in fixed point, units of 2^-46, so that their sum is exact and atomic additions may come in any order.
 #ifndef ASSAY_CUDA_VERIFY_FILTER_CUH
 #define ASSAY_CUDA_VERIFY_FILTER_CUH
 
@@ -14,19 +14,23 @@ constexpr int kFilterThreads = 256;
 constexpr int kBuckets = 2048;
 constexpr int kBucketsEach = kBuckets / kFilterThreads;
 
-// A sum of weights: low in units of 2^-64, high of 2^-32. Neither overflows for fewer than 2^31 weights of at most 1.
+// A sum of weights: low in units of 2^-46, high of 2^-14. Neither overflows for fewer than 2^31 weights of at most 1.
 struct Mass {
     uint64_t high, low;
 };
+// As csrc/cpu/spec_verify/mass.h: by two roundings to the nearest, of 2^-23 and of 2^-46.
 ASSAY_DEVICE Mass mass_of_weight(float w) {
-    const float scaled = w * 4294967296.0f;
-    const uint64_t high = static_cast<uint64_t>(scaled);
-    return {high, static_cast<uint64_t>((scaled - static_cast<float>(high)) * 4294967296.0f)};
+    constexpr float kFine = 0x1.8p-23f;
+    const float whole = w + 1.0f, rest = (w - (whole - 1.0f)) + kFine;
+    const int64_t high = static_cast<int64_t>(ptx::float_as_uint(whole)) - ptx::float_as_uint(1.0f);
+    const int64_t low = static_cast<int64_t>(ptx::float_as_uint(rest)) - ptx::float_as_uint(kFine);
+    const uint64_t units = static_cast<uint64_t>(high * (1 << 23) + low);
+    return {units >> 32, units & 0xffffffffu};
 }
 ASSAY_DEVICE Mass operator+(const Mass &a, const Mass &b) { return {a.high + b.high, a.low + b.low}; }
 ASSAY_DEVICE double value_of(const Mass &m) {
     const uint64_t high = m.high + (m.low >> 32), low = m.low & 0xffffffffu;
-    return static_cast<double>(high) * 0x1p-32 + static_cast<double>(low) * 0x1p-64;
+    return static_cast<double>(high << 9 | low >> 23) * 0x1p-23 + static_cast<double>(low & 0x7fffffu) * 0x1p-46;
 }
 
 struct Tally {
@@ -54,11 +58,12 @@ struct Filter {
     assay_cuda_row cut;
 };
 
-// An order and how much of it to keep: so many elements, or where that is 0 so large a share of the weight.
+// An order and how much of it to keep: so many elements, or where that is 0 so large a share of the total weight; where that is
+// negative, of what the order has.
 struct Selection {
     bool by_distance;
     uint64_t elements;
-    double share;
+    double share, total;
 };
 
 ASSAY_DEVICE uint32_t key_of(const Request &r, const Filter &f, const Selection &s, float logit) {
@@ -144,7 +149,7 @@ ASSAY_DEVICE bool find_bucket(const Selection &s, bool first_level, uint32_t bit
         all = all + shared->warps[w];
         if (w < ptx::warp()) above = above + shared->warps[w];
     }
-    if (first_level) *target = s.share * value_of(all.mass);
+    if (first_level) *target = s.share * (s.total < 0 ? value_of(all.mass) : s.total);
     // What lies above this thread's buckets: all up to them, less its own.
     above = above + Tally{upto.count - mine.count, {upto.mass.high - mine.mass.high, upto.mass.low - mine.mass.low}};
     uint32_t place = 0xffffffffu;
@@ -220,8 +225,9 @@ ASSAY_DEVICE bool select_first(const VerifyArgs &a, const Request &r, const Filt
     return true;
 }
 
-// The mean of (l - top) / T under what is left of the row.
-ASSAY_DEVICE float center_of(const VerifyArgs &a, const Request &r, const Filter &f, const assay_cuda_block *blocks, int64_t at) {
+// The mean of (l - top) / T under what is left of the row, and the weight of that.
+ASSAY_DEVICE float center_of(const VerifyArgs &a, const Request &r, const Filter &f, const assay_cuda_block *blocks, int64_t at,
+                             double *total) {
     double *masses = a.masses + at * a.block_count, *totals = a.totals + at * a.block_count;
     for (int64_t b = ptx::warp(); b < a.block_count; b += kFilterThreads / 32) {
         double mass, total;
@@ -232,8 +238,8 @@ ASSAY_DEVICE float center_of(const VerifyArgs &a, const Request &r, const Filter
         }
     }
     ptx::sync();
-    const double total = sum_blocks(a.block_count, [&](int64_t b) { return totals[b]; });
-    return static_cast<float>(ptx::div_rn(sum_blocks(a.block_count, [&](int64_t b) { return masses[b]; }), total));
+    *total = sum_blocks(a.block_count, [&](int64_t b) { return totals[b]; });
+    return static_cast<float>(ptx::div_rn(sum_blocks(a.block_count, [&](int64_t b) { return masses[b]; }), *total));
 }
 
 // By all threads: makes the cuts found so far those of the row's elements.
@@ -254,13 +260,17 @@ ASSAY_DEVICE void verify_filter(const VerifyArgs &a) {
     Filter f = {row_at(a, r, u.node, false), {}};
     if (shift_of(a, blocks, &f.cut.top) != ASSAY_ROW_OK) return;
     if (uses_top_k(a, r.b)) {
-        const Selection s = {false, static_cast<uint64_t>(one_of(a.call.top_k, r.b)), 0};
+        const Selection s = {false, static_cast<uint64_t>(one_of(a.call.top_k, r.b)), 0, 0};
         if (select_first(a, r, f, blocks, s, &f.cut.logit_key, &f.cut.logit_last, shared)) f.cut.cuts |= kCutLogits;
         publish(a, &f, at);
     }
     if (uses_top_p(a, r.b)) {
-        // A prefix of a prefix of the same order.
-        const Selection s = {false, 0, static_cast<double>(one_of(a.call.top_p, r.b))};
+        // A prefix of a prefix of the same order; the share is of what is left.
+        const double total = f.cut.cuts ? -1 : sum_blocks(a.block_count, [&](int64_t b) {
+            const float sum = blocks[b].sum, factor = assay_vexp((blocks[b].largest - f.cut.top) * r.inverse_t);
+            return sum > 0 ? static_cast<double>(sum) * static_cast<double>(factor) : 0;
+        });
+        const Selection s = {false, 0, static_cast<double>(one_of(a.call.top_p, r.b)), total};
         uint32_t key;
         int32_t last;
         if (select_first(a, r, f, blocks, s, &key, &last, shared)) {
@@ -272,8 +282,9 @@ ASSAY_DEVICE void verify_filter(const VerifyArgs &a) {
     if (uses_min_p(a, r.b)) f.cut.cuts |= kCutMinP;
     publish(a, &f, at);
     if (uses_typical_p(a, r.b)) {
-        f.cut.center = center_of(a, r, f, blocks, at);
-        const Selection s = {true, 0, static_cast<double>(one_of(a.call.typical_p, r.b))};
+        double total;
+        f.cut.center = center_of(a, r, f, blocks, at, &total);
+        const Selection s = {true, 0, static_cast<double>(one_of(a.call.typical_p, r.b)), total};
         if (select_first(a, r, f, blocks, s, &f.cut.distance_key, &f.cut.distance_last, shared)) f.cut.cuts |= kCutTypical;
         publish(a, &f, at);
     }

@@ -31,6 +31,7 @@ __all__ = [
     "check",
     "ffi",
     "lib",
+    "plain_matrix",
     "refresh_isa",
     "thread_count",
     "variant_index",
@@ -183,6 +184,18 @@ def as_tensor(x: Any, name: str, dtypes: tuple[str, ...], ndim: int, *, contiguo
     if ndim == 2 and array.shape[0] > 1 and array.strides[0] < array.shape[1] * item:
         raise ValueError(f"{name}: expected rows that do not overlap, got strides {list(tensor.strides)}")
     return tensor
+
+
+_PLAIN = {np.dtype(np.float32): "float32", np.dtype(np.float16): "float16"}
+
+
+def plain_matrix(x: Any) -> Tensor | None:
+    """A contiguous numpy matrix of floats, as which logits mostly come, in half the time of :func:`as_tensor`; else None."""
+    if type(x) is np.ndarray and x.ndim == 2 and x.flags.c_contiguous:
+        dtype = _PLAIN.get(x.dtype)
+        if dtype is not None:
+            return Tensor(x, dtype, x)
+    return None
 
 
 def as_output(out: Any, name: str, dtype: str, shape: tuple[int, ...]) -> Tensor:

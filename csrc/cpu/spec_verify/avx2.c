@@ -5,6 +5,7 @@
  * weights: per 8 elements load, sub, mul, and vexp's 8 FMA-class, 1 sub, 2 integer, 2 mask operations, add, store: about 14
  *   on two FMA pipes (Zen 3) or ports 0 and 1 (Intel): 6 to 7 cycles, several times what memory needs. The sum's add is
  *   4 cycles behind the last one, hidden by the other 12. Block and weights (16 KB together) stay in L1. */
+#include "mass.h"
 #include "race.h"
 #include "../row_tail.h"
 #include "../vexp_avx2.h"
@@ -71,9 +72,102 @@ INLINE int64_t select_in(const void *row, int dtype, int64_t n, float least, flo
         for (; hits; hits &= hits - 1) {
             const int j = __builtin_ctz(hits);
             values[count] = x[j];
-            where[count++] = (int32_t)i + j;
+            if (where) where[count] = (int32_t)i + j;
+            count++;
         }
     }
+    return count;
+}
+
+/* Eight elements as the range leaves them; the first is the row's element i. */
+INLINE __m256 kept(__m256 a, const assay_range *range, int64_t i) {
+    const __m256 inner = _mm256_and_ps(_mm256_cmp_ps(a, _mm256_set1_ps(range->low), _CMP_GT_OQ),
+                                       _mm256_cmp_ps(a, _mm256_set1_ps(range->high), _CMP_LT_OQ));
+    const __m256 outer = _mm256_and_ps(_mm256_cmp_ps(a, _mm256_set1_ps(range->least), _CMP_GE_OQ),
+                                       _mm256_cmp_ps(a, _mm256_set1_ps(range->most), _CMP_LE_OQ));
+    const int64_t left = range->last + 1 - i;
+    const __m256i early = _mm256_cmpgt_epi32(_mm256_set1_epi32(left < 0 ? 0 : left > 8 ? 8 : (int)left),
+                                             _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
+    const __m256 in = _mm256_or_ps(inner, _mm256_and_ps(outer, _mm256_castsi256_ps(early)));
+    return _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), a, in);
+}
+
+INLINE float keep_in(const void *row, int dtype, int64_t n, const assay_range *range, float *out) {
+    __m256 m = _mm256_set1_ps(-INFINITY);
+    assay_tail tail;
+    for (int64_t i = 0; i < n; i += 16) {
+        const int whole = i + 16 <= n;
+        const void *at = whole ? row : assay_tail_of(&tail, row, dtype, i, n);
+        const __m256 a = kept(load8(at, dtype, whole ? i : 0), range, i);
+        const __m256 b = kept(load8(at, dtype, whole ? i + 8 : 8), range, i + 8);
+        m = _mm256_max_ps(m, _mm256_max_ps(a, b));
+        if (whole) {
+            _mm256_storeu_ps(out + i, a);
+            _mm256_storeu_ps(out + i + 8, b);
+        } else {
+            float last[16];
+            _mm256_storeu_ps(last, a);
+            _mm256_storeu_ps(last + 8, b);
+            memcpy(out + i, last, (size_t)(n - i) * 4);
+        }
+    }
+    return hmax8(m);
+}
+
+INLINE int64_t sum_of_int32(__m256i v) {
+    int32_t lanes[8];
+    int64_t sum = 0;
+    _mm256_storeu_si256((__m256i *)lanes, v);
+    for (int j = 0; j < 8; j++) sum += lanes[j];
+    return sum;
+}
+
+static void tally(const float *values, const float *weights, int64_t n, float pivot, assay_mass *above, assay_mass *equal) {
+    const __m256 p = _mm256_set1_ps(pivot), one = _mm256_set1_ps(1), fine = _mm256_set1_ps(MASS_LOW);
+    for (int64_t from = 0; from < n; from += 8 * MASS_STEPS) {
+        const int64_t end = assay_min_i64(n, from + 8 * MASS_STEPS);
+        __m256i sums[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+        for (int64_t i = from; i < end; i += 8) {
+            const __m256i there = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)assay_min_i64(end - i, 8)),
+                                                     _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
+            const __m256 v = _mm256_maskload_ps(values + i, there), w = _mm256_maskload_ps(weights + i, there);
+            const __m256 whole = _mm256_add_ps(w, one);
+            const __m256 rest = _mm256_add_ps(_mm256_sub_ps(w, _mm256_sub_ps(whole, one)), fine);
+            const __m256i h = _mm256_sub_epi32(_mm256_castps_si256(whole), _mm256_castps_si256(one));
+            const __m256i l = _mm256_sub_epi32(_mm256_castps_si256(rest), _mm256_castps_si256(fine));
+            const __m256i more = _mm256_castps_si256(_mm256_cmp_ps(v, p, _CMP_GT_OQ)); /* weight 0 where nothing is there */
+            const __m256i same = _mm256_castps_si256(_mm256_cmp_ps(v, p, _CMP_EQ_OQ));
+            sums[0] = _mm256_add_epi32(sums[0], _mm256_and_si256(more, h));
+            sums[1] = _mm256_add_epi32(sums[1], _mm256_and_si256(more, l));
+            sums[2] = _mm256_add_epi32(sums[2], _mm256_and_si256(same, h));
+            sums[3] = _mm256_add_epi32(sums[3], _mm256_and_si256(same, l));
+        }
+        above->high += sum_of_int32(sums[0]);
+        above->low += sum_of_int32(sums[1]);
+        equal->high += sum_of_int32(sums[2]);
+        equal->low += sum_of_int32(sums[3]);
+    }
+}
+
+static int64_t between(const float *values, const float *weights, int64_t n, float low, float high, float *values_out,
+                       float *weights_out) {
+    const __m256 least = _mm256_set1_ps(low), most = _mm256_set1_ps(high);
+    int64_t count = 0, i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256 v = _mm256_loadu_ps(values + i);
+        unsigned hits = (unsigned)_mm256_movemask_ps(
+            _mm256_and_ps(_mm256_cmp_ps(v, least, _CMP_GT_OQ), _mm256_cmp_ps(v, most, _CMP_LT_OQ)));
+        for (; hits; hits &= hits - 1) {
+            const int64_t at = i + __builtin_ctz(hits);
+            values_out[count] = values[at]; /* in place it is at or before what it came from */
+            weights_out[count++] = weights[at];
+        }
+    }
+    for (; i < n; i++)
+        if (values[i] > low && values[i] < high) {
+            values_out[count] = values[i];
+            weights_out[count++] = weights[i];
+        }
     return count;
 }
 
@@ -202,4 +296,5 @@ static void race(const float *weights, int64_t n, int64_t first, assay_race *rac
 
 #include "by_type.h"
 
-const assay_spec_verify_kernel assay_spec_verify_avx2 = {largest, peak, find, select, weights, sum, moment, residual, race};
+const assay_spec_verify_kernel assay_spec_verify_avx2 = {largest, peak,    find, select, keep,     tally,
+                                                        between, weights, sum,  moment, residual, race};

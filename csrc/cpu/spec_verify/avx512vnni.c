@@ -11,6 +11,7 @@
  * sum: the same without the store and where T = 1 without the mul, 13 operations, and one for the next block's peak, whose
  *   latency this hides; prefetches of the block behind: memory works while the ports do.
  * race: per 16 elements 9 rounds of 6 operations and some 8 more: 16 cycles on four pipes. */
+#include "mass.h"
 #include "race.h"
 #include "../row_tail.h"
 #include "../vexp_avx512.h"
@@ -123,19 +124,105 @@ INLINE int64_t find_in(const void *row, int dtype, int64_t n, float value) {
     return -1;
 }
 
-INLINE int64_t select_in(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where) {
-    const __m512 bound = _mm512_set1_ps(least);
+/* Those of 16 elements, the first of which is element i, at the front of a vector: straight to memory it is microcode (Zen 4). */
+INLINE int64_t put(__m512 a, __mmask16 hits, int64_t i, float *values, int32_t *where) {
     const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    int64_t count = 0;
+    _mm512_storeu_ps(values, _mm512_maskz_compress_ps(hits, a));
+    if (where)
+        _mm512_storeu_si512(where, _mm512_maskz_compress_epi32(hits, _mm512_add_epi32(_mm512_set1_epi32((int)i), lanes)));
+    return __builtin_popcount(hits);
+}
+
+/* A branch for 64 elements: for each 16 it would often be mispredicted. */
+INLINE int64_t select_places(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where) {
+    const __m512 bound = _mm512_set1_ps(least);
+    int64_t count = 0, i = 0;
+    for (; i + 64 <= n; i += 64) {
+        __m512 a[4];
+        __mmask16 hits[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            a[j] = load16(row, dtype, i + 16 * j);
+            hits[j] = _mm512_cmp_ps_mask(a[j], bound, _CMP_GE_OQ);
+        }
+        if (!(hits[0] | hits[1] | hits[2] | hits[3])) continue;
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) count += put(a[j], hits[j], i + 16 * j, values + count, where ? where + count : NULL);
+    }
+    assay_tail tail;
+    for (; i < n; i += 16) {
+        const int whole = i + 16 <= n;
+        const __m512 a = load16(whole ? row : assay_tail_of(&tail, row, dtype, i, n), dtype, whole ? i : 0);
+        count += put(a, _mm512_cmp_ps_mask(a, bound, _CMP_GE_OQ), i, values + count, where ? where + count : NULL);
+    }
+    return count;
+}
+
+INLINE int64_t select_in(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where) {
+    return where ? select_places(row, dtype, n, least, values, where) : select_places(row, dtype, n, least, values, NULL);
+}
+
+INLINE float keep_in(const void *row, int dtype, int64_t n, const assay_range *range, float *out) {
+    const __m512 low = _mm512_set1_ps(range->low), high = _mm512_set1_ps(range->high);
+    const __m512 least = _mm512_set1_ps(range->least), most = _mm512_set1_ps(range->most), none = _mm512_set1_ps(-INFINITY);
+    __m512 m = none;
     assay_tail tail;
     for (int64_t i = 0; i < n; i += 16) {
         const int whole = i + 16 <= n;
         const __m512 a = load16(whole ? row : assay_tail_of(&tail, row, dtype, i, n), dtype, whole ? i : 0);
-        const __mmask16 hits = _mm512_cmp_ps_mask(a, bound, _CMP_GE_OQ);
-        if (!hits) continue;
-        /* Compressed in a register: straight to memory it is microcode (Zen 4). */
-        _mm512_storeu_ps(values + count, _mm512_maskz_compress_ps(hits, a));
-        _mm512_storeu_si512(where + count, _mm512_maskz_compress_epi32(hits, _mm512_add_epi32(_mm512_set1_epi32((int)i), lanes)));
+        const int64_t left = range->last + 1 - i; /* so many of these may be at the end of the range */
+        const __mmask16 early = left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
+        const __mmask16 inner = _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask(a, low, _CMP_GT_OQ), a, high, _CMP_LT_OQ);
+        const __mmask16 outer = _mm512_mask_cmp_ps_mask(_mm512_mask_cmp_ps_mask(early, a, least, _CMP_GE_OQ), a, most, _CMP_LE_OQ);
+        const __m512 x = _mm512_mask_blend_ps((__mmask16)(inner | outer), none, a);
+        _mm512_mask_storeu_ps(out + i, whole ? 0xffff : (__mmask16)((1u << (n - i)) - 1), x);
+        m = _mm512_max_ps(m, x);
+    }
+    return hmax16(m);
+}
+
+INLINE int64_t sum_of_int32(__m512i v) {
+    return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(v)),
+                                                    _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(v, 1))));
+}
+
+static void tally(const float *values, const float *weights, int64_t n, float pivot, assay_mass *above, assay_mass *equal) {
+    const __m512 p = _mm512_set1_ps(pivot), one = _mm512_set1_ps(1), fine = _mm512_set1_ps(MASS_LOW);
+    for (int64_t from = 0; from < n; from += 16 * MASS_STEPS) {
+        const int64_t end = assay_min_i64(n, from + 16 * MASS_STEPS);
+        __m512i high = _mm512_setzero_si512(), low = high, equal_high = high, equal_low = high;
+        for (int64_t i = from; i < end; i += 16) {
+            const __mmask16 there = end - i >= 16 ? 0xffff : (__mmask16)((1u << (end - i)) - 1);
+            const __m512 v = _mm512_maskz_loadu_ps(there, values + i), w = _mm512_maskz_loadu_ps(there, weights + i);
+            const __m512 whole = _mm512_add_ps(w, one);
+            const __m512 rest = _mm512_add_ps(_mm512_sub_ps(w, _mm512_sub_ps(whole, one)), fine);
+            const __m512i h = _mm512_sub_epi32(_mm512_castps_si512(whole), _mm512_castps_si512(one));
+            const __m512i l = _mm512_sub_epi32(_mm512_castps_si512(rest), _mm512_castps_si512(fine));
+            const __mmask16 more = _mm512_mask_cmp_ps_mask(there, v, p, _CMP_GT_OQ);
+            const __mmask16 same = _mm512_mask_cmp_ps_mask(there, v, p, _CMP_EQ_OQ);
+            high = _mm512_mask_add_epi32(high, more, high, h);
+            low = _mm512_mask_add_epi32(low, more, low, l);
+            equal_high = _mm512_mask_add_epi32(equal_high, same, equal_high, h);
+            equal_low = _mm512_mask_add_epi32(equal_low, same, equal_low, l);
+        }
+        above->high += sum_of_int32(high);
+        above->low += sum_of_int32(low);
+        equal->high += sum_of_int32(equal_high);
+        equal->low += sum_of_int32(equal_low);
+    }
+}
+
+/* In place too: what is stored ends at or before the end of what was loaded. */
+static int64_t between(const float *values, const float *weights, int64_t n, float low, float high, float *values_out,
+                       float *weights_out) {
+    const __m512 least = _mm512_set1_ps(low), most = _mm512_set1_ps(high);
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 there = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1);
+        const __m512 v = _mm512_maskz_loadu_ps(there, values + i), w = _mm512_maskz_loadu_ps(there, weights + i);
+        const __mmask16 hits = _mm512_mask_cmp_ps_mask(_mm512_mask_cmp_ps_mask(there, v, least, _CMP_GT_OQ), v, most, _CMP_LT_OQ);
+        _mm512_storeu_ps(values_out + count, _mm512_maskz_compress_ps(hits, v));
+        _mm512_storeu_ps(weights_out + count, _mm512_maskz_compress_ps(hits, w));
         count += __builtin_popcount(hits);
     }
     return count;
@@ -305,4 +392,5 @@ static void race(const float *weights, int64_t n, int64_t first, assay_race *rac
 
 #include "by_type.h"
 
-const assay_spec_verify_kernel assay_spec_verify_avx512vnni = {largest, peak, find, select, weights, sum, moment, residual, race};
+const assay_spec_verify_kernel assay_spec_verify_avx512vnni = {largest, peak,    find, select, keep,     tally,
+                                                              between, weights, sum,  moment, residual, race};

@@ -1,5 +1,5 @@
-/* The functions of a kernel table, made of a variant's largest_of, peak_of, find_in, select_in, weights_of, sum_of,
- * moment_of and residual_of: included behind them. */
+/* The functions of a kernel table, made of a variant's largest_of, peak_of, find_in, select_in, keep_in, weights_of,
+ * sum_of, moment_of and residual_of: included behind them. */
 #ifndef ASSAY_SPEC_VERIFY_BY_TYPE_H
 #define ASSAY_SPEC_VERIFY_BY_TYPE_H
 
@@ -29,6 +29,12 @@ static int64_t find(const void *row, int dtype, int64_t n, float value) {
 
 static int64_t select(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where) {
 #define CALL(type) select_in(row, type, n, least, values, where)
+    BY_TYPE(CALL);
+#undef CALL
+}
+
+static float keep(const void *row, int dtype, int64_t n, const assay_range *range, float *out) {
+#define CALL(type) keep_in(row, type, n, range, out)
     BY_TYPE(CALL);
 #undef CALL
 }

@@ -1,5 +1,6 @@
 /* Passes over a block of logits in portable C (spec_verify.h states them): what the other variants must equal bit for bit. */
 #include "spec_verify.h"
+#include "mass.h"
 #include "race.h"
 #include "../float16.h"
 #include "../vexp.h"
@@ -28,8 +29,41 @@ static int64_t select(const void *row, int dtype, int64_t n, float least, float 
     for (int64_t i = 0; i < n; i++) {
         const float x = assay_load_f32(row, dtype, i);
         values[count] = x;
-        where[count] = (int32_t)i;
+        if (where) where[count] = (int32_t)i;
         count += x >= least;
+    }
+    return count;
+}
+
+static float keep(const void *row, int dtype, int64_t n, const assay_range *range, float *out) {
+    float m = -INFINITY;
+    for (int64_t i = 0; i < n; i++) {
+        const float x = assay_load_f32(row, dtype, i);
+        const int inner = x > range->low && x < range->high, outer = x >= range->least && x <= range->most;
+        out[i] = inner || (outer && i <= range->last) ? x : -INFINITY;
+        m = out[i] > m ? out[i] : m;
+    }
+    return m;
+}
+
+static void tally(const float *values, const float *weights, int64_t n, float pivot, assay_mass *above, assay_mass *equal) {
+    for (int64_t i = 0; i < n; i++) {
+        const float whole = weights[i] + 1.0f, rest = (weights[i] - (whole - 1.0f)) + MASS_LOW;
+        if (values[i] < pivot) continue;
+        assay_mass *of = values[i] > pivot ? above : equal;
+        of->high += assay_bits_of(whole) - assay_bits_of(1.0f);
+        of->low += assay_bits_of(rest) - assay_bits_of(MASS_LOW);
+    }
+}
+
+static int64_t between(const float *values, const float *weights, int64_t n, float low, float high, float *values_out,
+                       float *weights_out) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float x = values[i];
+        values_out[count] = x;
+        weights_out[count] = weights[i];
+        count += x > low && x < high;
     }
     return count;
 }
@@ -90,4 +124,4 @@ static void race(const float *weights, int64_t n, int64_t first, assay_race *rac
     }
 }
 
-const assay_spec_verify_kernel assay_spec_verify_scalar = {largest, largest, find, select, weights, sum, moment, residual, race};
+const assay_spec_verify_kernel assay_spec_verify_scalar = {largest, largest, find, select, keep, tally, between, weights, sum, moment, residual, race};

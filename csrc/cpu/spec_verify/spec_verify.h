@@ -15,6 +15,19 @@ typedef struct {
     int64_t token;
 } assay_race;
 
+/* A sum of weights of at most 1, each rounded to a multiple of 2^-46: high times 2^-23 and low, of either sign, times 2^-46.
+ * Exact, hence the same in any order. */
+typedef struct {
+    int64_t high, low;
+} assay_mass;
+
+/* What a filter leaves: elements strictly between `low` and `high`, and of the others those from `least` to `most` whose place
+ * is `last` or one before. */
+typedef struct {
+    float low, high, least, most;
+    int64_t last;
+} assay_range;
+
 typedef struct {
     /* The largest element; NaN when any is. */
     float (*largest)(const void *row, int dtype, int64_t n);
@@ -22,9 +35,17 @@ typedef struct {
     float (*peak)(const void *row, int dtype, int64_t n);
     /* The first element equal to value; -1 when there is none. */
     int64_t (*find)(const void *row, int dtype, int64_t n, float value);
-    /* The elements that are `least` or more, in order, and where they stand; returns how many. Both arrays hold 16 more than
-     * a block, which may be overwritten. least is finite, no element is NaN. */
+    /* The elements that are `least` or more, in order, and where they stand (or NULL); returns how many. Both arrays hold 16
+     * more than a block, which may be overwritten. least is finite, no element is NaN. */
     int64_t (*select)(const void *row, int dtype, int64_t n, float least, float *values, int32_t *where);
+    /* out[i] = row[i] as float32 where the range has it, else minus infinity; returns the largest. out may be row. */
+    float (*keep)(const void *row, int dtype, int64_t n, const assay_range *range, float *out);
+    /* Adds up the weights of the elements above the pivot, and of those that equal it. n <= 2^31 / 2048 blocks' worth. */
+    void (*tally)(const float *values, const float *weights, int64_t n, float pivot, assay_mass *above, assay_mass *equal);
+    /* The pairs whose value lies strictly between low and high, in order; returns how many. out holds 16 more than n pairs, or
+     * is where they stand. */
+    int64_t (*between)(const float *values, const float *weights, int64_t n, float low, float high, float *values_out,
+                       float *weights_out);
     /* out[i] = vexp((row[i] - shift) * inverse_t); returns their sum. shift is finite and the largest element or more. */
     float (*weights)(const void *row, int dtype, int64_t n, float shift, float inverse_t, float *out);
     /* The sum alone, NaN when an element is; and where next_n > 0, the peak of so many elements behind these. Meanwhile n

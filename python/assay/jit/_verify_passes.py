@@ -12,6 +12,8 @@ BLOCK = 2048
 _LARGEST = np.finfo(np.float32).max
 _SIGN = np.uint32(0x80000000)
 _NOISE = np.uint64(4)
+_FINE = np.float32(1.5 * 2.0**-23)
+_ONE_BITS, _FINE_BITS = (int(np.float32(x).view(np.int32)) for x in (1, _FINE))
 
 
 @njit(cache=True)
@@ -155,39 +157,64 @@ def weights_of(row, shift, inverse_t, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def select_first(row, keys, weights, elements, share):  # type: ignore[no-untyped-def]
-    """Key and last id of the cut after so many elements, or (0 of them) that share of the weight; -1: all are needed."""
-    counts, masses = np.zeros(BLOCK, np.int64), np.zeros(BLOCK)
-    prefix, count, mass, target = np.int64(0), np.int64(0), 0.0, 0.0
+def mass_of(weight):  # type: ignore[no-untyped-def]
+    """A weight as two integers, of 2^-23 and of 2^-46: what roundings to the nearest of these leave."""
+    whole = weight + np.float32(1)
+    high = bits_of_float(whole) - _ONE_BITS
+    low = bits_of_float((weight - (whole - np.float32(1))) + _FINE) - _FINE_BITS
+    return np.int64(high), np.int64(low)
+
+
+@njit(cache=True)
+def mass_value(high, low):  # type: ignore[no-untyped-def]
+    carry = low >> 23
+    return np.float64(high + carry) * 2.0**-23 + np.float64(low - (carry << 23)) * 2.0**-46
+
+
+@njit(cache=True)
+def total_mass(row, weights):  # type: ignore[no-untyped-def]
+    high, low = np.int64(0), np.int64(0)
+    for j in range(len(row)):
+        if row[j] > -np.inf:
+            h, lo = mass_of(weights[j])
+            high += h
+            low += lo
+    return mass_value(high, low)
+
+
+@njit(cache=True)
+def select_first(row, keys, weights, elements, target):  # type: ignore[no-untyped-def]
+    """Key and last id of the cut after so many elements, or (0 of them) that much weight; -1: all are needed."""
+    counts, highs, lows = np.zeros(BLOCK, np.int64), np.zeros(BLOCK, np.int64), np.zeros(BLOCK, np.int64)
+    prefix, count, high, low = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     for level in range(3):
         shift = 21 - 11 * level if level < 2 else 0
         bits = 11 if level < 2 else 10
         counts[:] = 0
-        masses[:] = 0
+        highs[:] = 0
+        lows[:] = 0
         for j in range(len(row)):
             if row[j] == -np.inf or (level and np.int64(keys[j]) >> (shift + bits) != prefix):
                 continue
             bucket = (np.int64(keys[j]) >> shift) & ((1 << bits) - 1)
             counts[bucket] += 1
-            masses[bucket] += np.float64(weights[j])
-        if level == 0:
-            for k in range(BLOCK - 1, -1, -1):
-                target += masses[k]
-            target *= share
-        found, lowest, count_lowest, mass_lowest = -1, -1, count, mass
+            h, lo = mass_of(weights[j])
+            highs[bucket] += h
+            lows[bucket] += lo
+        found = -1
         for k in range((1 << bits) - 1, -1, -1):
-            if not counts[k]:
-                continue
-            lowest, count_lowest, mass_lowest = k, count, mass
-            if (elements and count + counts[k] >= elements) or (not elements and mass + masses[k] >= target):
+            if elements:
+                enough = count + counts[k] >= elements
+            else:
+                enough = mass_value(high + highs[k], low + lows[k]) >= target
+            if counts[k] and enough:
                 found = k
                 break
             count += counts[k]
-            mass += masses[k]
+            high += highs[k]
+            low += lows[k]
         if found < 0:
-            if level == 0 or lowest < 0:
-                return np.int64(-1), -1
-            found, count, mass = lowest, count_lowest, mass_lowest
+            return np.int64(-1), -1
         prefix = (prefix << bits) | found
     last = -1
     for j in range(len(row)):
@@ -195,8 +222,10 @@ def select_first(row, keys, weights, elements, share):  # type: ignore[no-untype
             continue
         last = j
         count += 1
-        mass += np.float64(weights[j])
-        if (elements and count >= elements) or (not elements and mass >= target):
+        h, lo = mass_of(weights[j])
+        high += h
+        low += lo
+        if (elements and count >= elements) or (not elements and mass_value(high, low) >= target):
             break
     return prefix, last
 

@@ -155,26 +155,28 @@ class Request:
             logit = logit - a.presence_penalty[b]
         return logit
 
-    def _filter(self, x: np.ndarray, top: Any) -> None:
+    def _filter(self, x: np.ndarray, top: Any, total: float) -> None:
         a, b, t = self.arguments, self.b, self.inverse_t
         keys, weights = np.empty(a.vocab, np.uint32), np.empty(a.vocab, _F)
         passes.logit_keys(x, keys)
         passes.weights_of(x, top, t, weights)
-        if a.top_k is not None and 0 < a.top_k[b] < a.vocab:
-            self._cut(x, keys, passes.select_first(x, keys, weights, int(a.top_k[b]), 0.0))
+        elements = 0 if a.top_k is None else int(a.top_k[b])
+        if 0 < elements < a.vocab and self._cut(x, keys, passes.select_first(x, keys, weights, elements, 0.0)):
+            total = passes.total_mass(x, weights)
         if a.top_p is not None and a.top_p[b] < 1:
-            self._cut(x, keys, passes.select_first(x, keys, weights, 0, float(a.top_p[b])))
+            self._cut(x, keys, passes.select_first(x, keys, weights, 0, float(a.top_p[b]) * total))
         if a.min_p is not None and a.min_p[b] > 0:
             x[~(weights >= a.min_p[b])] = -np.inf
         if a.typical_p is not None and a.typical_p[b] < 1:
             mass, total = passes.exponent_sums(x, top, t)
             passes.distance_keys(x, top, t, _F(mass / total), keys)
-            self._cut(x, keys, passes.select_first(x, keys, weights, 0, float(a.typical_p[b])))
+            self._cut(x, keys, passes.select_first(x, keys, weights, 0, float(a.typical_p[b]) * total))
 
     @staticmethod
-    def _cut(x: np.ndarray, keys: np.ndarray, found: tuple[int, int]) -> None:
+    def _cut(x: np.ndarray, keys: np.ndarray, found: tuple[int, int]) -> bool:
         if found[0] >= 0:
             passes.cut(x, keys, *found)
+        return found[0] >= 0
 
     # ---- reading
 
@@ -186,7 +188,7 @@ class Request:
                 raise BadRowError(NAN if np.isnan(self.logits[at]).any() else INF)
             found = self._scan(self._process(node, at))
             if not self.greedy and self._has_filters():
-                self._filter(found.x, found.shift)
+                self._filter(found.x, found.shift, found.total)
                 found = self._scan(found.x)
             self.rows[node] = found
         return self.rows[node]

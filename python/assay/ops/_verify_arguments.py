@@ -59,6 +59,8 @@ def counts(cu: np.ndarray) -> tuple[int, int, int]:
     if len(cu) < 1:
         raise ValueError("cu_num_draft_tokens: expected [B + 1] values, got none")
     ends = cu.tolist()
+    if len(ends) == 2 and ends[0] == 0 <= ends[1] < MOST - 1:
+        return 1, ends[1], ends[1]
     if ends[0] != 0:
         raise ValueError(f"cu_num_draft_tokens: expected to start at 0, got {ends[0]}")
     most, before = 0, 0

@@ -5,7 +5,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import reference
-from .._ffi import FLOAT_DTYPES, FLOAT_NAMES, Tensor, as_tensor, check, ffi, lib, thread_count, variant_index, workspace
+from .._ffi import (
+    FLOAT_DTYPES,
+    FLOAT_NAMES,
+    Tensor,
+    as_tensor,
+    check,
+    ffi,
+    lib,
+    plain_matrix,
+    thread_count,
+    variant_index,
+    workspace,
+)
 from ..errors import RowError
 from ..reference.verify_arguments import RULES, VerifyArguments, VerifyOutputs
 from . import _verify_arguments as arguments
@@ -202,10 +214,10 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         return _on_gpu(given, options, on_status, out, max_drafts, stream)
     if max_drafts is not None:
         raise ValueError(f"max_drafts: expected None for arrays on the host, got {max_drafts}")
-    logits = as_tensor(target_logits, "target_logits", FLOAT_NAMES, 2)
+    logits = plain_matrix(target_logits) or as_tensor(target_logits, "target_logits", FLOAT_NAMES, 2)
     cu = arguments.starts(cu_num_draft_tokens)
     batch, drafts, most = arguments.counts(cu)
-    rows, vocab = logits.shape
+    rows, vocab = logits.array.shape
     if vocab < 1 or vocab > arguments.MOST:
         raise ValueError(f"target_logits: expected [sum(K_b + 1), V] with 1 <= V < 2^31, got {list(logits.shape)}")
     if rows != drafts + batch:
@@ -218,7 +230,8 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
     t, sampled = arguments.temperatures(temperature, batch)
     sampled = sampled and rule != "greedy"
     a = VerifyArguments(rule, batch, vocab, most + 1, ids, cu, t)
-    a.logprobs = return_logprobs
+    if return_logprobs:
+        a.logprobs = True
     if parents is not None:
         a.parents = arguments.as_ids(parents, "parents", drafts)
     if draft_probs is not None:
@@ -250,10 +263,10 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
 
     logprobs = np.empty((batch, most + 1), np.float32) if return_logprobs else None
     if out is None:
-        written, result = _fresh(batch, most + 1, logprobs), None
+        written = _fresh(batch, most + 1, logprobs)
         _run(logits, a, written, backend, isa, num_threads)
-        ints = (written.output_token_ids, written.num_accepted, written.num_emitted, written.status,
-                written.accept_index, written.counters)  # fmt: skip
+        tokens, accepted, emitted = written.output_token_ids, written.num_accepted, written.num_emitted
+        status, path, counters = written.status, written.accept_index, written.counters
     else:
         inputs = [logits] + [
             as_tensor(x, "", (x.dtype.name,), x.ndim) for x in (cu, ids, a.draft_probs) if x is not None
@@ -263,11 +276,11 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         _run(logits, a, _outputs([x.array for x in stand_ins], logprobs), backend, isa, num_threads)
         copy_back(outputs, stand_ins)
         written = _outputs([x.array for x in stand_ins], logprobs)
-        ints = tuple(result)
+        tokens, accepted, emitted, status, path, counters = result
     if on_status == "raise":
         _raise_first(written.status)
-    lossless = _is_lossless(rule, sampled, threshold_acc, threshold_single)
-    return VerifyResult(*ints[:5], logprobs, lossless, ints[5])
+    lossless = not sampled or _is_lossless(rule, sampled, threshold_acc, threshold_single)
+    return VerifyResult(tokens, accepted, emitted, status, path, logprobs, lossless, counters)
 
 
 def _is_lossless(rule: str, sampled: bool, threshold_acc: float, threshold_single: float) -> bool:
@@ -402,17 +415,46 @@ _WITH_THRESHOLDS = ("typical", "target_only")
 _NOTHING = np.zeros(1, np.int64)
 
 
+#: Attributes that :class:`VerifyArguments` always has of its own.
+_ALWAYS = 7
+
+
 def _view(kind: Any, array: np.ndarray) -> Any:
     """A pointer, which lives as long as the array (and not only as long as itself)."""
     return ffi.from_buffer(kind, array if array.size else _NOTHING)
 
 
 def _call(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, isa: str | None, num_threads: int | None) -> None:
-    s, view = ffi.new(_ARGS), _view
+    # Straight from the arrays, without a function for each: a call on a small vocabulary is as fast as this is.
+    s, buffer, batch, width, ids = ffi.new(_ARGS), ffi.from_buffer, a.batch, a.width, a.ids
     s.target_logits, s.dtype, s.ld = logits.ptr, FLOAT_DTYPES[logits.dtype], logits.row_stride
-    s.batch, s.vocab, s.rule, s.max_out = a.batch, a.vocab, _RULE_NUMBERS[a.rule], a.width
-    s.draft_token_ids, s.cu_num_draft_tokens = view(_INTS, a.ids), view(_INTS, a.cu)
-    s.temperature = view(_FLOATS, a.temperature)
+    s.batch, s.vocab, s.rule, s.max_out = batch, a.vocab, _RULE_NUMBERS[a.rule], width
+    s.draft_token_ids = buffer(_INTS, ids if ids.size else _NOTHING)
+    s.cu_num_draft_tokens = buffer(_INTS, a.cu)
+    s.temperature = buffer(_FLOATS, a.temperature if batch else _NOTHING)
+    if len(a.__dict__) > _ALWAYS:
+        _set_options(s, a)
+    memory = written.memory
+    if memory is not None:
+        at = buffer(_INTS, memory if batch else _NOTHING)
+        s.output_token_ids, s.accept_index = at, at + batch * width
+        at += batch * (2 * width - 1)
+        s.num_accepted, s.num_emitted, s.status, s.counters = at, at + batch, at + 2 * batch, at + 3 * batch
+    else:
+        view = _view
+        s.output_token_ids, s.accept_index = view(_INTS, written.output_token_ids), view(_INTS, written.accept_index)
+        s.num_accepted, s.num_emitted = view(_INTS, written.num_accepted), view(_INTS, written.num_emitted)
+        s.status, s.counters = view(_INTS, written.status), view(_INTS, written.counters)
+    if written.logprobs is not None:
+        s.logprobs = _view(_FLOATS, written.logprobs)
+    scratch, size = workspace(lib.assay_verify_workspace(s))
+    status = lib.assay_verify(s, variant_index(isa), thread_count(num_threads), scratch, size)
+    if status:
+        check(status, "verify", isa)
+
+
+def _set_options(s: Any, a: VerifyArguments) -> None:
+    view = _view
     for name, array in a.__dict__.items():
         if array is not None and name in _OPTIONAL:
             setattr(s, name, view(_OPTIONAL[name], array))
@@ -432,17 +474,3 @@ def _call(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, isa: str |
         s.stop_token_ids, s.num_stop = view(_INTS, a.stop_ids), len(a.stop_ids)
         if a.cu_stop is not None:
             s.cu_stop = view(_INTS, a.cu_stop)
-    if written.memory is not None:
-        n = a.batch
-        at = view(_INTS, written.memory)
-        s.output_token_ids, s.accept_index = at, at + n * a.width
-        at += n * (2 * a.width - 1)
-        s.num_accepted, s.num_emitted, s.status, s.counters = at, at + n, at + 2 * n, at + 3 * n
-    else:
-        s.output_token_ids, s.accept_index = view(_INTS, written.output_token_ids), view(_INTS, written.accept_index)
-        s.num_accepted, s.num_emitted = view(_INTS, written.num_accepted), view(_INTS, written.num_emitted)
-        s.status, s.counters = view(_INTS, written.status), view(_INTS, written.counters)
-    if written.logprobs is not None:
-        s.logprobs = view(_FLOATS, written.logprobs)
-    scratch, size = workspace(lib.assay_verify_workspace(s))
-    check(lib.assay_verify(s, variant_index(isa), thread_count(num_threads), scratch, size), "verify", isa)
