@@ -35,7 +35,16 @@ from peers.worker import Failed, Worker
 #: N x K of Llama-3-8B and Mixtral, Gemma-3-270M, Qwen3-30B-A3B's experts.
 SHAPES = "4096x4096,14336x4096,4096x14336,1024x4096,2048x640,262144x640,768x2048,2048x768"
 KINDS = {"sym": True, "asym": False}
-RULES = ("greedy", "rejection", "tree")
+RULES = (
+    "greedy",
+    "rejection",
+    "tree",
+    "build",
+    "sampled",
+    "block",
+    "kseq",
+    *(r for r in sampling.TREES if r not in ("tree", "build")),
+)
 #: Where verification finds the logits: as a matrix product of many rows leaves them, or of a few.
 PLACES = ("memory", "cache")
 ROWS = [1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64, 128, 512]
@@ -118,7 +127,7 @@ def parse() -> argparse.Namespace:
     moe.add_argument("--layers", type=among(LAYERS), help=", ".join(LAYERS))
     moe.add_argument("--tokens", type=integers)
     moe.add_argument("--routing", type=among(ROUTINGS), help=", ".join(ROUTINGS))
-    verify = commands.add_parser("verify", parents=[common, versus], help="verification of drafted chains")
+    verify = commands.add_parser("verify", parents=[common, versus], help="verification of drafts")
     verify.add_argument("--vocab", type=integers)
     verify.add_argument("--batch", type=integers)
     verify.add_argument("--drafts", type=integers)
@@ -243,6 +252,11 @@ VERIFY: dict[str, Target] = {
     "torch exponential": ("peers.sampling:Torch", ("exponential",)),
     "vllm": ("peers.sampling:Vllm", ()),
 }
+#: Rules measured at every batch and number of drafts; the others at some. The vocabulary over which a tree costs the most.
+WHOLE_GRID = ("greedy", "rejection", "tree")
+SMALL = 32
+#: Cells that are not measured because their logits, or with them the drafts' laws, are more than they may be.
+LEFT_OUT: list[str] = []
 ROUTE: dict[str, Target] = {"numpy": ("peers.routing:Numpy", ()), "torch": ("peers.routing:Torch", ())}
 
 
@@ -250,23 +264,31 @@ def verify_cells(args: argparse.Namespace) -> list[Cell]:
     """Vocabulary, batch, drafts and rule."""
     quick = args.quick
     vocabularies = args.vocab or ([32000, 128256] if quick else [32000, 128256, 262144])
-    batches = args.batch or ([1, 8] if quick else [1, 8, 64])
-    drafts = {rule: args.drafts or ([4] if quick else [1, 4, 8, 16]) for rule in args.rule}
-    if "tree" in drafts:
-        drafts["tree"] = args.drafts or [16, 64]
-    return [
-        Cell.of("verify", t, vocab=vocab, batch=batch, k=k, rule=rule, logits=where)
-        for rule, counts in drafts.items()
-        for vocab, batch, k, where, t in product(vocabularies, batches, counts, args.logits, args.threads)
-        if sampling.fits(rule, batch, k, vocab, where)
-    ]
+    found = []
+    for rule in args.rule:
+        batches = args.batch or ([1, 8, 64] if rule in WHOLE_GRID and not quick else [1, 8])
+        counts = args.drafts or (
+            [16, 64] if rule in sampling.TREES else [1, 4, 8, 16] if rule in WHOLE_GRID and not quick else [4]
+        )
+        if rule == "build":
+            found += [Cell.of("verify", 1, vocab=SMALL, batch=1, k=64, rule=rule, logits="cache")]
+            continue
+        for vocab, batch, k, where in product(vocabularies, batches, counts, args.logits):
+            if not sampling.fits(rule, batch, k, vocab, where):
+                LEFT_OUT.append(f"{rule}, vocabulary {vocab}, batch {batch}, {k} drafts, {where}")
+                continue
+            found += [
+                Cell.of("verify", t, vocab=vocab, batch=batch, k=k, rule=rule, logits=where) for t in args.threads
+            ]
+    return found
 
 
 def verify_work(cell: Cell) -> dict[str, float]:
-    """Every row of logits that the walk reaches read once, and for a normaliser exponentiated."""
-    rows = cell.batch * (len(sampling.first_path(cell.k)) + 1 if cell.rule == "tree" else cell.k + 1)
-    work = {"llc_read" if cell.logits == "cache" else "dram_read": 4.0 * rows * cell.vocab}
-    return work | ({"exp_rate": float(rows * cell.vocab)} if cell.rule == "rejection" else {})
+    """Every row of logits that the walk reaches read once (K-SEQ's draft law too), and for a normaliser exponentiated."""
+    rows = cell.batch * (len(sampling.path_of(cell.rule, cell.k)) + 1)
+    read = 4.0 * cell.vocab * (rows + cell.batch * (cell.rule == "kseq"))
+    work = {"llc_read" if cell.logits == "cache" else "dram_read": read}
+    return work | ({} if cell.rule in sampling.GREEDY else {"exp_rate": float(rows * cell.vocab)})
 
 
 VERIFY_COLUMNS = [
@@ -395,6 +417,8 @@ def show(fmt: str, results: Results, columns: list[Column], classes: Mapping[str
           + ", ".join(f"{k} {v}" for k, v in results.header["versions"].items()) + f". {results.header['passes']} passes.")  # fmt: skip
     for name, reason in results.header["not_available"].items():
         print(f"\nNot available: {name}: {reason}.")
+    if LEFT_OUT:
+        print(f"\nLeft out, of more memory than is taken: {'; '.join(LEFT_OUT)}.")
     for text in dict.fromkeys(notes(results.rows)):
         print(f"\n{text}")
     print("\n" + render(lines, SUMMARY_COLUMNS, fmt) + "\n\n" + render(rows, [*columns, *RESULT_COLUMNS], fmt))

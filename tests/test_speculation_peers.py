@@ -188,6 +188,46 @@ def test_medusa_accepts_the_same_path(rule):
     assert len(lengths) >= 3
 
 
+def test_medusa_nucleus_is_shown_biased(monkeypatch):
+    """Its own function, whose every draw is taken in every way: two paths through one node draw a target token each."""
+    theirs = medusa()
+    import torch
+
+    draws = []
+
+    def policy(draw, target, draft):
+        p, q = target(()), draft(())
+        children = sorted(range(len(q)), key=lambda v: (-q[v], v))[:2]
+
+        def multinomial(weights, count):
+            draws.append(len(weights))
+            return torch.tensor([[draw.choose(row.tolist())] for row in weights])
+
+        monkeypatch.setattr(torch, "multinomial", multinomial)
+        with np.errstate(divide="ignore"):
+            row = np.log(np.array(p)).astype(np.float32)
+        best, length = theirs.evaluate_posterior(
+            torch.tensor(np.tile(row, (2, 2, 1))), torch.tensor([[0, c] for c in children]), 1.0, top_p=1.0,
+            sampling="nucleus",
+        )  # fmt: skip
+        return (children[int(best)],) if int(length) else (draw.choose(p),)
+
+    found = certify(policy, vocab=4)
+    assert set(draws) == {2}
+    assert not found.lossless
+    assert found.total_variation > 0.02
+
+
+def test_medusa_slow_typical_does_not_run():
+    """``fast=False`` calls a function of five parameters with six."""
+    theirs = medusa()
+    import torch
+
+    ids = torch.zeros((1, 2), dtype=torch.int64)
+    with pytest.raises(TypeError, match="positional arguments"):
+        theirs.evaluate_posterior(torch.zeros((1, 2, 4)), ids, 1.0, sampling="typical", fast=False)
+
+
 # ---- vLLM ----------------------------------------------------------------------------------------------------------------
 
 

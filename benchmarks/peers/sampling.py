@@ -3,8 +3,10 @@
 Every draft is accepted, the costliest case for kernels that stop at the first rejection. The peers do what serving code
 does: softmax of all rows, acceptance by u q(x) < p(x), then one draw from (p - q)+ or, after the last draft, from p.
 
-A tree is binary below one child of the root, and verified greedily; every first child is its parent's argmax, so that the path
-of the first children stands. The peers find the argmax of all rows at once and walk the tree over those.
+A tree is binary below one child of the root; every first child is its parent's argmax, so that the path of the first children
+stands. "tree" is greedy: the peers find the argmax of all rows at once and walk the tree over those. "build" is the same over a
+vocabulary so small that it costs nothing, and makes the tree's attention mask, positions and paths of its parents as well. The other
+rules' peers stand in peers/rules.py. "kseq" drafts siblings of one node. "sampled" drafts what is drawn.
 """
 
 from functools import lru_cache, partial
@@ -15,11 +17,30 @@ import numpy as np
 
 import assay
 from assay import machine
+from assay.ops.tree import tree_build
 
+from . import rules
 from .contender import Cell, Prepared
+from .rules import ACCEPT, DELTA, EPSILON, LAST
 
-#: Uniform numbers of acceptance, small enough for every draft; and of the last draw.
-ACCEPT, LAST = 1e-12, 0.5
+#: Rules over a binary tree; those that read the drafts' law.
+TREES = ("tree", "build", "typical", "target_only", "specinfer", "traversal")
+WITH_LAW = ("rejection", "block", "specinfer", "traversal", "kseq")
+GREEDY = ("greedy", "tree", "build")
+
+
+def parents_of(rule: str, k: int) -> np.ndarray | None:
+    """int32 [k] of a rule's drafts; None of a chain."""
+    if rule in TREES:
+        return tree_parents(k)
+    return np.full(k, -1, np.int32) if rule == "kseq" else None
+
+
+def path_of(rule: str, k: int) -> list[int]:
+    """The drafts that stand."""
+    if rule in TREES:
+        return first_path(k)
+    return [0] if rule == "kseq" else list(range(k))
 
 
 def tree_parents(nodes: int) -> np.ndarray:
@@ -56,6 +77,10 @@ def walk(best: np.ndarray, drafts: np.ndarray) -> np.ndarray:
 CACHED_BYTES = 24 << 20
 
 
+#: Sets of logits in a rotation, where they are so small that more would take long to prepare.
+MOST_SETS = 4096
+
+
 @lru_cache(maxsize=1)
 def _pool(size: int) -> np.ndarray:
     """float32 [size] of normal noise: one for all cells, for it takes longer than they do."""
@@ -72,7 +97,7 @@ def fits(rule: str, batch: int, k: int, vocab: int, where: str) -> bool:
     elements = batch * (k + 1) * vocab
     if where == "cache":
         return 2 * elements <= _rotation("cache")
-    return elements <= _rotation("memory") and 4 * elements * (2 if rule == "rejection" else 1) <= 1 << 30
+    return elements <= _rotation("memory") and 4 * elements * (2 if rule in WITH_LAW else 1) <= 1 << 30
 
 
 class Drafts:
@@ -87,32 +112,41 @@ class Drafts:
 
     def __init__(self, cell: Cell) -> None:
         size = cell.batch * (cell.k + 1) * cell.vocab
-        pool = _pool(_rotation("memory"))[: _rotation(cell.logits) // size * size]
+        sets = min(_rotation(cell.logits) // size, MOST_SETS)
+        pool = _pool(_rotation("memory"))[: sets * size]
         rows = [part.reshape(cell.batch, cell.k + 1, cell.vocab) for part in pool.reshape(-1, size)]
-        self.sets = [(r, self._drafts(r.argmax(-1), cell)) for r in rows]
-        drawn = cell.k if cell.rule == "rejection" else 0
+        self.sets = [(r, self._drafts(r, cell)) for r in rows]
+        drawn = cell.k if cell.rule in WITH_LAW else 0
         self.q = np.full((cell.batch, drawn, cell.vocab), 1 / cell.vocab, np.float32)
 
     @staticmethod
-    def _drafts(best: np.ndarray, cell: Cell) -> np.ndarray:
-        if cell.rule != "tree":
-            return best[:, : cell.k]
-        nodes = np.arange(cell.k)
-        return (best[:, tree_parents(cell.k) + 1] + ((nodes > 0) & (nodes % 2 == 0))) % cell.vocab
+    def _drafts(rows: np.ndarray, cell: Cell) -> np.ndarray:
+        if cell.rule == "sampled":
+            flat = rows[:, : cell.k].reshape(-1, cell.vocab)
+            drawn = assay.sample(flat, uniforms=np.full(2 * len(flat), LAST)).output_token_ids
+            return drawn.reshape(cell.batch, cell.k).astype(np.int64)
+        nodes, parents = np.arange(cell.k), parents_of(cell.rule, cell.k)
+        if parents is None:
+            return rows[:, : cell.k].argmax(-1)
+        if cell.rule == "kseq":
+            return (rows[:, :1].argmax(-1) + nodes) % cell.vocab
+        return (rows.argmax(-1)[:, parents + 1] + ((nodes > 0) & (nodes % 2 == 0))) % cell.vocab
 
     def checked(self, tokens: np.ndarray, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
-        """(got, want) of emitted tokens [B, K + 1]: the drafts; the last token too if greedy, else that there is one."""
+        """(got, want) of emitted tokens [B, path + 1]: the drafts; the last token too if greedy, else that there is one.
+
+        Of "sampled", whose tokens each contender draws by random numbers of its own: that there is a first token.
+        """
         rows, drafts = self.sets[0]
-        if cell.rule == "tree":
-            path = first_path(cell.k)
-            end = rows[:, path[-1] + 1].argmax(-1)
-            want = np.concatenate([drafts[:, path], end[:, None]], 1)
-            return np.array(tokens, np.float64)[:, : len(path) + 1], want.astype(np.float64)
-        last = rows[:, cell.k].argmax(-1) if cell.rule == "greedy" else np.ones(cell.batch)
-        got = np.array(tokens, np.float64)
-        if cell.rule != "greedy":
+        path = path_of(cell.rule, cell.k)
+        got = np.array(tokens, np.float64)[:, : len(path) + 1]
+        if cell.rule == "sampled":
+            return ((got[:, 0] >= 0) & (got[:, 0] < cell.vocab)).astype(float), np.ones(cell.batch)
+        row = path[-1] + 1 if path else 0
+        last = rows[:, row].argmax(-1) if cell.rule in GREEDY else np.ones(cell.batch)
+        if cell.rule not in GREEDY:
             got[:, -1] = (got[:, -1] >= 0) & (got[:, -1] < cell.vocab)
-        return got, np.concatenate([drafts, last[:, None]], 1).astype(np.float64)
+        return got, np.concatenate([drafts[:, path], last[:, None]], 1).astype(np.float64)
 
 
 class _Sampler:
@@ -152,15 +186,17 @@ class Assay(_Sampler):
     def prepare(self, cell: Cell) -> Prepared:
         data = Drafts(cell)
         cu = np.arange(0, cell.batch * cell.k + 1, cell.k, dtype=np.int32)
-        uniforms = np.full((cell.batch, cell.k + 2), ACCEPT)
+        uniforms = np.full((cell.batch, cell.k + 2), LAST if cell.rule == "sampled" else ACCEPT)
         uniforms[:, cell.k :] = LAST
         options: dict[str, Any] = {"num_threads": cell.threads, "rule": cell.rule, "uniforms": uniforms.ravel()}
-        if cell.rule == "tree":
-            options["rule"], options["parents"] = "greedy", np.tile(tree_parents(cell.k), cell.batch)
-        if cell.rule in ("greedy", "tree"):
-            options["temperature"] = 0.0
-            del options["uniforms"]
-        else:
+        parents = parents_of(cell.rule, cell.k)
+        if parents is not None:
+            options["parents"] = np.tile(parents, cell.batch)
+        if cell.rule in GREEDY:
+            options |= {"rule": "greedy", "temperature": 0.0, "uniforms": None}
+        if cell.rule == "typical":
+            options |= {"posterior_threshold": EPSILON, "posterior_alpha": DELTA}
+        if cell.rule in WITH_LAW:
             options["draft_probs"] = data.q.reshape(-1, cell.vocab)
         calls = [
             partial(
@@ -168,8 +204,18 @@ class Assay(_Sampler):
             )
             for rows, drafts in data.sets
         ]  # fmt: skip
-        got, want = data.checked(np.asarray(calls[0]().output_token_ids), cell)
+        tokens = np.asarray(calls[0]().output_token_ids)
+        if cell.rule == "build":
+            calls = [partial(_build_and, call, parents) for call in calls]
+        if cell.rule == "sampled" and (tokens[:, : cell.k] != data.sets[0][1]).any():
+            raise ValueError("sampled: expected every draft to stand, got others")
+        got, want = data.checked(tokens, cell)
         return Prepared(calls, got, want, 0.0, warm=cell.logits == "cache")
+
+
+def _build_and(call: Any, parents: np.ndarray) -> Any:
+    tree_build(parents)
+    return call()
 
 
 class Numpy(_Sampler):
@@ -181,8 +227,12 @@ class Numpy(_Sampler):
         return {"numpy": np.__version__}
 
     def _verify(self, cell: Cell, rows: Any, drafts: Any, q: Any) -> Any:
-        if cell.rule == "tree":
+        if cell.rule == "build":
+            rules.layout(tree_parents(cell.k))
+        if cell.rule in ("tree", "build"):
             return walk(rows.argmax(-1), drafts)
+        if cell.rule not in ("greedy", "rejection"):
+            return rules.verify(rules.Numpy(), cell.rule, rows, drafts, q, parents_of(cell.rule, cell.k))
         batch, k = drafts.shape
         each = np.arange(batch)
         if cell.rule == "greedy":
@@ -224,7 +274,7 @@ class Torch(_Sampler):
         return {"torch": self._torch.__version__}
 
     def refuses(self, cell: Cell) -> str | None:
-        return "greedy draws nothing" if cell.rule != "rejection" and self._draw == "exponential" else None
+        return None if cell.rule == "rejection" or self._draw != "exponential" else "draws for rejection alone"
 
     def _given(self, array: np.ndarray) -> Any:
         return self._torch.from_numpy(array)
@@ -238,8 +288,12 @@ class Torch(_Sampler):
     def _verify(self, cell: Cell, rows: Any, drafts: Any, q: Any) -> Any:
         torch, each = self._torch, self._each
         with torch.inference_mode():
-            if cell.rule == "tree":
+            if cell.rule == "build":
+                rules.layout(tree_parents(cell.k))
+            if cell.rule in ("tree", "build"):
                 return walk(rows.argmax(-1).numpy(), drafts.numpy())
+            if cell.rule not in ("greedy", "rejection"):
+                return rules.verify(rules.Torch(torch), cell.rule, rows, drafts, q, parents_of(cell.rule, cell.k))
             k = drafts.shape[1]
             if cell.rule == "greedy":
                 best = rows.argmax(-1)
@@ -278,7 +332,7 @@ class Vllm(Torch):
         return {"vllm": self._version}
 
     def refuses(self, cell: Cell) -> str | None:
-        return "its sampler takes chains" if cell.rule == "tree" else None
+        return None if cell.rule in ("greedy", "rejection") else "its sampler is greedy or rejects, chains alone"
 
     def _verify(self, cell: Cell, rows: Any, drafts: Any, q: Any) -> Any:
         torch, greedy = self._torch, cell.rule == "greedy"
