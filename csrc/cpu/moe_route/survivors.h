@@ -7,8 +7,8 @@
  * Rows go eight at a time (eight_rows.h), what is left one at a time. Rows with more than MOST_SURVIVORS go the general way (a
  * row of equal logits).
  *
- * A key is a double, because minima of doubles are one instruction on either of two ports, and those of int64 two on one of
- * Intel's. High word: the logit's bits plus KEY_STEP, so that no double is a denormal, an infinity or a NaN; low word: ~id, or id
+ * A key is a double, because two minima of doubles are done a cycle, and one of int64 (Granite Rapids, instructions in a loop; their
+ * latency is 4 and 3). High word: the logit's bits plus KEY_STEP, so that no double is a denormal, an infinity or a NaN; low word: ~id, or id
  * where the logit is negative, so that of equal logits the lower id is the larger key. */
 #ifndef ASSAY_SURVIVORS_H
 #define ASSAY_SURVIVORS_H
