@@ -7,9 +7,9 @@
  * Rows go eight at a time (eight_rows.h), what is left one at a time. Rows with more than MOST_SURVIVORS go the general way (a
  * row of equal logits).
  *
- * A key is a double, because two minima of doubles are done a cycle, and one of int64 (Granite Rapids, instructions in a loop; their
- * latency is 4 and 3). High word: the logit's bits plus KEY_STEP, so that no double is a denormal, an infinity or a NaN; low word: ~id, or id
- * where the logit is negative, so that of equal logits the lower id is the larger key. */
+ * A key is a double, because two minima of doubles are done a cycle, and one of int64 (Granite Rapids, in a loop without memory;
+ * latencies 4 and 3). High word: the logit's bits plus KEY_STEP, so that no double is a denormal, an infinity or a NaN; low word:
+ * ~id, or id where the logit is negative, so that of equal logits the lower id is the larger key. */
 #ifndef ASSAY_SURVIVORS_H
 #define ASSAY_SURVIVORS_H
 
