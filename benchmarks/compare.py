@@ -240,8 +240,8 @@ MOE_CLASSES: Classes = {
     f"tokens {low}..{high}" if high < math.inf else f"tokens >= {low}": (
         lambda r, low=low, high=high: low <= r["tokens"] <= high
     )
-    for low, high in ((1, 4), (8, 64), (256, math.inf))
-}
+    for low, high in ((1, 16), (32, 64), (256, math.inf))
+} | {layer: (lambda r, layer=layer: r["layer"] == layer) for layer in LAYERS}
 
 
 # ---- verification and routing -----------------------------------------------------------------------------
@@ -398,6 +398,7 @@ SUMMARY_COLUMNS = [
     Column("geometric_mean", "geometric mean", digits, "right"),
     Column("median", "median", digits, "right"),
     Column("least", "least", digits, "right"),
+    Column("roof_pct", "median of roof", lambda v: percent(v / 100), "right"),
 ]
 
 

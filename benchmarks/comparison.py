@@ -133,7 +133,7 @@ def geometric_mean(values: Iterable[float]) -> float | None:
 
 
 def summary(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, Callable[[Mapping[str, Any]], bool]]) -> list[Any]:
-    """One line a class of rows: cells, wins, ties, losses, ratios."""
+    """One line a class of rows: cells, wins, ties, losses, ratios, share of the roof."""
     lines = []
     for title, belongs in classes.items():
         members = [r for r in rows if r["ratio"] is not None and belongs(r)]
@@ -142,7 +142,8 @@ def summary(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, Callable[[M
         ratios = [r["ratio"] for r in members]
         count = {v: sum(r["verdict"] == v for r in members) for v in ("win", "tie", "loss")}
         lines.append({"class": title, "cells": len(members), **count, "geometric_mean": geometric_mean(ratios),
-                      "median": statistics.median(ratios), "least": min(ratios)})  # fmt: skip
+                      "median": statistics.median(ratios), "least": min(ratios),
+                      "roof_pct": statistics.median(r["roof_pct"] for r in members)})  # fmt: skip
     return lines
 
 

@@ -115,14 +115,14 @@ def test_the_geometric_mean():
 
 def test_the_summary_counts_by_class_and_losses_come_first():
     rows = [
-        {"ratio": r, "verdict": v, "m": m}
+        {"ratio": r, "verdict": v, "m": m, "roof_pct": 10.0 * m * r if r else None}
         for r, v, m in ((2.0, "win", 1), (0.5, "loss", 4), (1.0, "tie", 4), (None, None, 4))
     ]
     assert [r["ratio"] for r in losses_first(rows)] == [0.5, 1.0, 2.0, None]
     whole, wide = summary(rows, {"all": lambda r: True, "M = 4": lambda r: r["m"] == 4, "none": lambda r: False})
     assert (whole["cells"], whole["win"], whole["tie"], whole["loss"]) == (3, 1, 1, 1)
     assert whole["geometric_mean"] == pytest.approx(1)
-    assert (wide["cells"], wide["least"], wide["median"]) == (2, 0.5, 0.75)
+    assert (wide["cells"], wide["least"], wide["median"], wide["roof_pct"]) == (2, 0.5, 0.75, 30)
 
 
 def test_results_go_on_from_their_file(tmp_path):

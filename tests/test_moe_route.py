@@ -79,11 +79,24 @@ def test_emulated_avx512_equals_portable_c(monkeypatch, emulated, experts, top_k
 
 def test_ties_go_to_the_lower_id_and_ids_are_distinct(variant):
     for experts in (8, 40, 300):
-        got = assay.moe_route(np.zeros((5, experts), np.float32), 6, isa=variant)
-        np.testing.assert_array_equal(got.topk_ids, np.tile(np.arange(6), (5, 1)))
+        got = assay.moe_route(np.zeros((13, experts), np.float32), 6, isa=variant)
+        np.testing.assert_array_equal(got.topk_ids, np.tile(np.arange(6), (13, 1)))
         np.testing.assert_array_equal(got.topk_weights, np.float32(1) / 6)
     x = np.array([[0.0, -0.0, 1.0, 1.0]], np.float32)  # zeros of either sign are equal
     np.testing.assert_array_equal(assay.moe_route(x, 4, isa=variant).topk_ids, [[2, 3, 0, 1]])
+
+
+@pytest.mark.parametrize("tied", [1, 9, 17, 40, 64])
+@pytest.mark.parametrize("value", [3.0, 0.0, -0.0, -2.5, 1e-40, -1e-40])
+def test_equal_best_logits_beside_smaller_ones(variant, tied, value):
+    """So many equal ones, of any sign and subnormal too, at places that differ from row to row."""
+    rng = np.random.default_rng([tied, int(value < 0)])
+    x = (-3 - rng.random((13, 64))).astype(np.float32)
+    places = np.sort(np.argsort(rng.random(x.shape), axis=1)[:, :tied], axis=1)
+    np.put_along_axis(x, places, np.float32(value), axis=1)
+    got = assay.moe_route(x, 8, isa=variant)
+    np.testing.assert_array_equal(got.topk_ids[:, :tied], places[:, :8])
+    np.testing.assert_array_equal(got.topk_ids, np.argsort(-x, axis=1, kind="stable")[:, :8])
 
 
 @pytest.mark.parametrize("experts", [3, 16, 130, 300])

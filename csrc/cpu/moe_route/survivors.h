@@ -2,21 +2,23 @@
  *
  *   threshold   lane maxima over the row's vectors, sorted: the top_k-th of them is no larger than the top_k-th logit
  *   survivors   logits at or above it, and their ids, compressed into a list; of normal logits 8 to 14, rarely above 16
- *   sort        keys of 64 bits, (logit as an ordered integer, ~id), so that no two are equal and ties go to the lower id:
- *               two vectors of 8 sorted opposite ways, the larger of each pair, three merge steps
+ *   sort        by keys of 64 bits, no two of which are equal
  *
- * Of 128 experts that is about 250 instructions a token, of which the widest chain is the sort's; four tokens go through each
- * part in turn, which also leaves the list's unaligned stores the time to reach L1 before it is loaded across them. Rows with
- * more than MOST_SURVIVORS go the general way (a row of equal logits). */
+ * Rows go eight at a time (eight_rows.h), what is left one at a time. Rows with more than MOST_SURVIVORS go the general way (a
+ * row of equal logits).
+ *
+ * A key is a double, because two minima of doubles are done a cycle, and one of int64 (Granite Rapids, in a loop without memory;
+ * latencies 4 and 3). High word: the logit's bits plus KEY_STEP, so that no double is a denormal, an infinity or a NaN; low word:
+ * ~id, or id where the logit is negative, so that of equal logits the lower id is the larger key. */
 #ifndef ASSAY_SURVIVORS_H
 #define ASSAY_SURVIVORS_H
 
-enum { SURVIVOR_EXPERTS = 256, SURVIVOR_SLOTS = 8, MOST_SURVIVORS = 32 };
+enum { SURVIVOR_EXPERTS = 256, SURVIVOR_SLOTS = 8, MOST_SURVIVORS = 32, KEY_STEP = 1 << 20 };
 
 typedef struct {
     _Alignas(64) float x[SURVIVOR_EXPERTS + CHUNK];
     _Alignas(64) int32_t inverse_id[SURVIVOR_EXPERTS + CHUNK];
-    int count, nan;
+    int count;
 } survivors;
 
 /* One step of a bitonic network: lanes in `maxima` keep the larger of v and its partner. */
@@ -38,30 +40,24 @@ INLINE __m512 sort16(__m512 v) {
     return step16(v, _mm512_permute_ps(v, 0xb1), 0x5555);
 }
 
-INLINE __m512i step8(__m512i v, __m512i partner, unsigned maxima) {
-    return _mm512_mask_blend_epi64((__mmask8)maxima, _mm512_min_epi64(v, partner), _mm512_max_epi64(v, partner));
+INLINE __m512d step8(__m512d v, __m512d partner, unsigned maxima) {
+    return _mm512_mask_blend_pd((__mmask8)maxima, _mm512_min_pd(v, partner), _mm512_max_pd(v, partner));
 }
 
 /* Each lane's partner at a distance of 1, 2 and 4. */
-INLINE __m512i apart1(__m512i v) { return _mm512_shuffle_epi32(v, 0x4e); }
-INLINE __m512i apart2(__m512i v) {
-    const __m512 x = _mm512_castsi512_ps(v);
-    return _mm512_castps_si512(_mm512_shuffle_f32x4(x, x, 0xb1));
-}
-INLINE __m512i apart4(__m512i v) {
-    const __m512 x = _mm512_castsi512_ps(v);
-    return _mm512_castps_si512(_mm512_shuffle_f32x4(x, x, 0x4e));
-}
+INLINE __m512d apart1(__m512d v) { return _mm512_permute_pd(v, 0x55); }
+INLINE __m512d apart2(__m512d v) { return _mm512_shuffle_f64x2(v, v, 0xb1); }
+INLINE __m512d apart4(__m512d v) { return _mm512_shuffle_f64x2(v, v, 0x4e); }
 
 /* A bitonic sequence sorted, descending. */
-INLINE __m512i merge8(__m512i v) {
+INLINE __m512d merge8(__m512d v) {
     v = step8(v, apart4(v), 0x0f);
     v = step8(v, apart2(v), 0x33);
     return step8(v, apart1(v), 0x55);
 }
 
 /* Sorted, descending, or with flip = 0xff ascending. */
-INLINE __m512i sort8(__m512i v, unsigned flip) {
+INLINE __m512d sort8(__m512d v, unsigned flip) {
     v = step8(v, apart1(v), 0x99 ^ flip);
     v = step8(v, apart2(v), 0xc3 ^ flip);
     v = step8(v, apart1(v), 0xa5 ^ flip);
@@ -70,54 +66,71 @@ INLINE __m512i sort8(__m512i v, unsigned flip) {
     return step8(v, apart1(v), 0x55 ^ flip);
 }
 
-INLINE void find_survivors(survivors *s, const void *row, int dtype, int64_t n, int chunks, __m512i kth) {
+/* The largest logit of each lane; a NaN counts for nothing. */
+INLINE __m512 lane_maxima(const void *row, int dtype, int64_t n, int chunks) {
     assay_tail tail;
     __m512 best = _mm512_set1_ps(-INFINITY);
-    unsigned nan = 0;
-    for (int c = 0; c < chunks; c++) {
-        const __m512 x = chunk_of(row, dtype, c * CHUNK, n, &tail);
-        nan |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-        best = _mm512_max_ps(x, best); /* the second when one is NaN */
-    }
-    /* Not minus infinity, which is never chosen. */
-    const __m512 least = _mm512_max_ps(_mm512_permutexvar_ps(kth, sort16(best)), _mm512_set1_ps(-0x1.fffffep+127f));
+    for (int c = 0; c < chunks; c++) /* the second when one is NaN */
+        best = _mm512_max_ps(chunk_of(row, dtype, c * CHUNK, n, &tail), best);
+    return best;
+}
+
+/* Lists the logits at or above a threshold, and NaNs, but not minus infinity, which is never chosen. */
+INLINE void list_survivors(survivors *s, const void *row, int dtype, int64_t n, int chunks, __m512 threshold) {
+    assay_tail tail;
+    const __m512 least = _mm512_max_ps(threshold, _mm512_set1_ps(-0x1.fffffep+127f));
     __m512i inverse_id = _mm512_sub_epi32(_mm512_set1_epi32(-1), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
     int count = 0;
     for (int c = 0; c < chunks; c++) {
         const __m512 x = chunk_of(row, dtype, c * CHUNK, n, &tail);
-        const __mmask16 kept = _mm512_cmp_ps_mask(x, least, _CMP_GE_OQ);
+        const __mmask16 kept = _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ);
         _mm512_storeu_ps(s->x + count, _mm512_maskz_compress_ps(kept, x));
         _mm512_storeu_si512(s->inverse_id + count, _mm512_maskz_compress_epi32(kept, inverse_id));
         inverse_id = _mm512_sub_epi32(inverse_id, _mm512_set1_epi32(CHUNK));
         count += __builtin_popcount(kept);
     }
     s->count = count;
-    s->nan = nan != 0;
+}
+
+/* Keys of survivors from .. from + 15, those that are not there smaller than any; whether one is NaN. */
+INLINE int keys_of(const survivors *s, int from, __m512d *low, __m512d *high) {
+    const int left = s->count - from;
+    const __mmask16 there = (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1);
+    const __m512 x = _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), there, s->x + from);
+    const __m512i inverse_id = _mm512_maskz_loadu_epi32(there, s->inverse_id + from);
+    const __m512i bits = _mm512_castps_si512(_mm512_add_ps(x, _mm512_setzero_ps())); /* -0 is 0 */
+    const __m512i order = _mm512_add_epi32(bits, _mm512_set1_epi32(KEY_STEP));
+    const __m512i place = _mm512_xor_si512(inverse_id, _mm512_srai_epi32(bits, 31));
+    *low = _mm512_castsi512_pd(_mm512_unpacklo_epi32(place, order));
+    *high = _mm512_castsi512_pd(_mm512_unpackhi_epi32(place, order));
+    return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0;
 }
 
 /* The 8 largest keys of survivors from .. from + 15, descending. */
-INLINE __m512i best_of(const survivors *s, int from) {
-    const int left = s->count - from;
-    const __mmask16 there = (__mmask16)(left >= 16 ? 0xffff : (1u << left) - 1);
-    __m512 x = _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), there, s->x + from);
-    const __m512i inverse_id = _mm512_maskz_loadu_epi32(there, s->inverse_id + from);
-    const __m512i bits = _mm512_castps_si512(_mm512_add_ps(x, _mm512_setzero_ps())); /* -0 is 0 */
-    const __m512i order = _mm512_xor_si512(bits, _mm512_srli_epi32(_mm512_srai_epi32(bits, 31), 1));
-    return merge8(_mm512_max_epi64(sort8(_mm512_unpacklo_epi32(inverse_id, order), 0),
-                                   sort8(_mm512_unpackhi_epi32(inverse_id, order), 0xff)));
+INLINE __m512d best_of(const survivors *s, int from, int *nan) {
+    __m512d low, high;
+    *nan |= keys_of(s, from, &low, &high);
+    return merge8(_mm512_max_pd(sort8(low, 0), sort8(high, 0xff)));
 }
 
 INLINE void finish_survivors(const assay_route_args *a, int64_t t, const void *row, int dtype, const survivors *s) {
-    __m512i keys = best_of(s, 0);
+    if (s->count > MOST_SURVIVORS) {
+        route_range(a, t, t + 1, a->dtype, 1, 0);
+        return;
+    }
+    int nan = 0;
+    __m512d key = best_of(s, 0, &nan);
     if (s->count > 16) {
         const __m512i reversed = _mm512_setr_epi64(7, 6, 5, 4, 3, 2, 1, 0);
-        keys = merge8(_mm512_max_epi64(keys, _mm512_permutexvar_epi64(reversed, best_of(s, 16))));
+        key = merge8(_mm512_max_pd(key, _mm512_permutexvar_pd(reversed, best_of(s, 16, &nan))));
     }
-    const __m256i order = _mm512_cvtepi64_epi32(_mm512_srli_epi64(keys, 32));
-    const __m256i id = _mm256_xor_si256(_mm512_cvtepi64_epi32(keys), _mm256_set1_epi32(-1));
-    const __m256 x = _mm256_castsi256_ps(_mm256_xor_si256(order, _mm256_srli_epi32(_mm256_srai_epi32(order, 31), 1)));
+    const __m512i words = _mm512_castpd_si512(key);
+    const __m256i bits = _mm256_sub_epi32(_mm512_cvtepi64_epi32(_mm512_srli_epi64(words, 32)), _mm256_set1_epi32(KEY_STEP));
+    const __m256i id = _mm256_xor_si256(_mm512_cvtepi64_epi32(words),
+                                        _mm256_xor_si256(_mm256_srai_epi32(bits, 31), _mm256_set1_epi32(-1)));
+    const __m256 x = _mm256_castsi256_ps(bits);
     const float largest = _mm256_cvtss_f32(x);
-    const int32_t status = status_of(s->nan, largest);
+    const int32_t status = status_of(nan, largest);
     a->status[t] = status;
     if (status) {
         assay_route_refuse(a, t, status);
@@ -139,21 +152,21 @@ INLINE void finish_survivors(const assay_route_args *a, int64_t t, const void *r
     assay_route_share(a, t);
 }
 
+#include "eight_rows.h"
+
 INLINE void survivor_rows(const assay_route_args *a, int64_t t, int64_t end, int dtype, int chunks) {
+    for (; t + ABREAST <= end; t += ABREAST) eight_rows(a, t, dtype, chunks);
     const __m512i kth = _mm512_set1_epi32((int32_t)a->top_k - 1);
-    for (; t < end; t += ROWS) {
-        survivors s[ROWS];
-        const void *row[ROWS];
-        const int rows = (int)assay_min_i64(ROWS, end - t);
-        for (int r = 0; r < rows; r++) {
-            row[r] = (const uint8_t *)a->logits + (t + r) * a->ld * (dtype == ASSAY_F32 ? 4 : 2);
-            find_survivors(&s[r], row[r], dtype, a->num_experts, chunks, kth);
-        }
-        for (int r = 0; r < rows; r++) {
-            if (s[r].count > MOST_SURVIVORS) route_range(a, t + r, t + r + 1, a->dtype, 1, 0);
-            else finish_survivors(a, t + r, row[r], dtype, &s[r]);
-        }
+    survivors s[ABREAST];
+    const void *row[ABREAST];
+    /* In turns, so that the waits of one row are another's time. */
+    const int rows = (int)(end - t);
+    for (int r = 0; r < rows; r++) {
+        row[r] = (const uint8_t *)a->logits + (t + r) * a->ld * (dtype == ASSAY_F32 ? 4 : 2);
+        const __m512 best = sort16(lane_maxima(row[r], dtype, a->num_experts, chunks));
+        list_survivors(&s[r], row[r], dtype, a->num_experts, chunks, _mm512_permutexvar_ps(kth, best));
     }
+    for (int r = 0; r < rows; r++) finish_survivors(a, t + r, row[r], dtype, &s[r]);
 }
 
 #define SURVIVOR_CASE(name, chunks)                                                                             \

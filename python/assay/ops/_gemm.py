@@ -12,6 +12,9 @@ GROUP_SIZES = (32, 64, 128)
 
 
 def pointer(array: np.ndarray, kind: str) -> Any:
+    """Address of an array that the caller keeps."""
+    if array.flags.c_contiguous and array.size:  # a third of the time of asking numpy for the address
+        return ffi.cast(kind, ffi.from_buffer(array))
     return ffi.cast(kind, array.__array_interface__["data"][0])
 
 
