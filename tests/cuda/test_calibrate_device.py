@@ -12,7 +12,7 @@ from assay import profile
 from assay.cli import main
 from assay.cost.stored import load_model
 from assay.errors import AssayError, UnsupportedError
-from assay.measure import events, gpu, run
+from assay.measure import arena, events, gpu, run
 from assay.measure.points import Point
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -287,8 +287,10 @@ def test_the_grid_holds_whole_shapes_out():
                 ]
                 assert shapes[0], op
                 assert op == "chain_verify" or not shapes[0] & shapes[1], op
-            fitted = {p.key for p in points if p.held_out}
-            assert not fitted & {p.key for p in gpu.gpu_candidates()}
+            held = {p.key for p in points if p.held_out}
+            assert not held & {p.key for p in gpu.gpu_candidates()}
+            for p in (*points, *gpu.gpu_candidates()):  # logits are slots of the arena's period
+                assert p.op != "chain_verify" or p.bytes <= arena.PERIOD_BYTES, p.label
     cached = [p for p in gpu.gpu_grid("quick", 6 << 20) if p.params.get("resident") == "llc"]
     assert cached
     assert all(p.bytes <= 3 << 20 for p in cached)

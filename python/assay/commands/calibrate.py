@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(made: Any, path: str, fmt: str) -> None:
     from assay.measure import summary
-    from assay.report.table import Column, bandwidth, op_rate, percent, render, seconds, signed_percent
+    from assay.report.table import Column, percent, render, roof_value, seconds, signed_percent
 
     roofs, ops = summary.roof_rows(made), summary.op_rows(made)
     if fmt == "json":
@@ -80,9 +80,7 @@ def _print(made: Any, path: str, fmt: str) -> None:
     roof_columns = [
         Column("roof", "roof"),
         Column("threads", "threads"),
-        Column(
-            ("median", "unit"), "median", lambda v, unit: {"ops_per_s": op_rate, "s": seconds}.get(unit, bandwidth)(v)
-        ),
+        Column(("median", "unit"), "median", roof_value),
         Column("spread", "spread", percent),
     ]
     op_columns = [

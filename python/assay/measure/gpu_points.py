@@ -58,7 +58,7 @@ def gpu_grid(mode: str, l2_bytes: int) -> list[Point]:
     points += [experts_point("qwen3-30b-a3b", n, T, True) for n in (1, 3, 8, 24, 96, 256)]
     points += [experts_point("gpt-oss-20b", n, T, True) for n in (1, 4, 16, 64)]
     for rule in ("greedy", "rejection"):
-        sizes = ((1, 0), (1, 4), (4, 3), (16, 1), (32, 4))
+        sizes = ((1, 0), (1, 4), (4, 3), (16, 1), (16, 3))
         points += [verify_point(b, d, v, rule, T, False) for v in (32000, 128256) for b, d in sizes]
         points += [verify_point(64, 0, 32000, rule, T, False), verify_point(1, 0, 262144, rule, T, False)]
         points += [verify_point(b, d, v, rule, T, True) for b, d, v in
@@ -79,5 +79,5 @@ def gpu_candidates() -> list[Point]:
     found += [route_point(n, e, k, T, False) for n in (2, 4, 32, 128, 512) for e, k in ((8, 2), (64, 8), (128, 8))]
     found += [experts_point(layer, n, T, False) for layer in ("olmoe", "mixtral") for n in (3, 6, 12, 24, 48)]
     found += [verify_point(b, d, v, rule, T, False) for rule in ("greedy", "rejection") for v in (32000, 128256)
-              for b, d in ((2, 2), (8, 1), (8, 4), (16, 8))]  # fmt: skip
+              for b, d in ((2, 2), (8, 1), (8, 4), (8, 8))]  # fmt: skip
     return found
