@@ -6,7 +6,8 @@ to it: for cold calls that is a read of more than L2 holds, which leaves nothing
 not timed. A graph lasts `GRAPH_S`, if that takes no more than `MOST_NODES` calls; the launch of the graph itself, microseconds, is
 spread over them.
 
-A sample during which the clocks were held back is taken again, `RETAKES` times at most, and flagged if that does not help.
+Samples during which the clocks were held back are taken again, `RETAKES` times at most, and flagged if that does not help. A
+power cap may bind every wide product of a card: after `MOST_PAUSES` pauses nothing is waited for any more.
 """
 
 import time
@@ -21,7 +22,7 @@ from .nvml import Reading, Watch, conditions
 
 GRAPH_S = 1e-3
 MOST_NODES = 512
-RETAKES = 2
+RETAKES, MOST_PAUSES = 2, 40
 #: Seconds before a sample is taken again: power and temperature settle in some tenths of a second.
 PAUSE_S = 0.3
 BLOCKS_A_SM = 4
@@ -44,7 +45,7 @@ class Lane:
     """
 
     def __init__(self, gpu: cuda.Device, watch: Watch) -> None:
-        self.watch, self.blocks = watch, BLOCKS_A_SM * gpu.sms
+        self.watch, self.blocks, self._pauses = watch, BLOCKS_A_SM * gpu.sms, 0
         self.stream = cuda.own_stream(gpu.ordinal)
         self._begin, self._end = cuda.Event(gpu.ordinal), cuda.Event(gpu.ordinal)
         size = max(FLUSH_CACHES * gpu.l2_bytes, 1 << 19) // 4096 * 4096
@@ -56,6 +57,14 @@ class Lane:
     def flush(self) -> None:
         """Leaves in L2 nothing that a call uses, and nothing to be written back."""
         probe.read(self._flushing, self.sink, self.blocks)
+
+    def pause(self) -> bool:
+        """Waits a moment; False when that was done often enough."""
+        if self._pauses >= MOST_PAUSES:
+            return False
+        self._pauses += 1
+        time.sleep(PAUSE_S)
+        return True
 
     def graph(self, work: Callable[[], object]) -> cuda.Graph:
         """What `work` calls on this lane's stream, each of which was called before."""
@@ -134,10 +143,9 @@ class EventTimer:
             for attempt in range(1 + RETAKES):
                 samples, looks = self._samples(begun, budget_s, min_samples, max_samples)
                 self.conditions = conditions(looks)
-                if not (self.conditions or {}).get("throttled"):
+                slowed = bool((self.conditions or {}).get("throttled"))
+                if not slowed or attempt == RETAKES or not self._lane.pause():
                     break
-                if attempt < RETAKES:
-                    time.sleep(PAUSE_S)
         self.samples += samples
         return perf_counter() - begun
 
