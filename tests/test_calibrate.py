@@ -6,7 +6,7 @@ import pytest
 
 from assay import profile
 from assay.cli import main
-from assay.measure import run, summary
+from assay.measure import device, run, summary
 from assay.profile import Sample
 from synthetic import synthetic_profile
 from test_measure_run import interrupt_after, make_machine_small, small_points
@@ -15,7 +15,7 @@ from test_measure_run import interrupt_after, make_machine_small, small_points
 @pytest.fixture(autouse=True)
 def small_grid(monkeypatch):
     make_machine_small(monkeypatch)
-    monkeypatch.setattr(run, "grid", lambda mode, threads: [p for p in small_points() if p.threads in threads])
+    monkeypatch.setattr(device, "grid", lambda mode, threads: [p for p in small_points() if p.threads in threads])
     monkeypatch.setattr(run, "BUDGET_S", {"quick": 0.5, "full": 0.6})
 
 

@@ -2,9 +2,20 @@
 
 import pytest
 
-from assay.catalog import device_price, find_device, list_devices, list_prices, list_videos, token_price
+from assay.catalog import (
+    device_price,
+    find_device,
+    list_devices,
+    list_prices,
+    list_published,
+    list_videos,
+    published_profile,
+    token_price,
+)
 from assay.catalog.lint import check_device, check_price
 from assay.cost.machines import datasheet
+from assay.cost.stored import load_model
+from assay.profile import Profile
 
 ROWS = {row["name"]: row for row in list_devices()}
 ASKED_FOR = {
@@ -88,3 +99,46 @@ def test_videos_have_sources():
         assert row["source"]
         assert row["measured_source"]
         assert all(find_device(m["device"]) for m in row["measured"])
+
+
+PUBLISHED = {row["device"]: row["roofs"] for row in list_published()}
+
+
+def test_every_gpu_asked_for_has_published_ceilings():
+    assert set(PUBLISHED) == {"a100-80gb-sxm", "h100-sxm", "h200-sxm", "l40s", "rtx-4090", "b200"}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_published_ceilings_can_be_and_say_where_they_come_from(name):
+    """None above the device's rated dense peak by more than its clock may rise beyond the rated one (RTX 4090: 1.3% here)."""
+    rated = {"dram_read": "memory_bytes_per_s", "fp16_peak": "ops_per_s", "int8_peak": "int8_ops_per_s"}
+    assert [roof["roof"] for roof in PUBLISHED[name]] == list(rated)
+    for roof in PUBLISHED[name]:
+        peak = ROWS[name][rated[roof["roof"]]]
+        assert roof["how"] in ("measured", "datasheet")
+        assert roof["value"] == peak if roof["how"] == "datasheet" else 0.6 * peak < roof["value"] < 1.03 * peak
+        for figure in (roof, *roof["also"]):
+            assert len(figure["source"]) > 10
+            assert 0.3 * peak < figure["value"] < 1.03 * peak
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_a_published_profile_prices_a_model_within_wide_intervals(name):
+    made = Profile.from_json(published_profile(name))
+    assert made.settings["source"] == "published"
+    cost = load_model(made)
+    assert not cost.ops
+    assert cost.threads() == (1,)
+    priced = cost.roof_times(1e9, 1e9, 1, compute="fp32_peak", note="published").at(0)
+    dram = made.roof("dram_read", 1).median
+    assert priced.low_s == pytest.approx(1e9 / dram)
+    assert priced.high_s >= 2 * priced.low_s
+    wide = cost.roof_times(1.0, 1e15, 1, compute="fp32_peak", note="published").at(0)
+    assert wide.low_s == pytest.approx(1e15 / made.roof("fp16_peak", 1).median), (
+        "16-bit products run at the tensor cores' peak"
+    )
+
+
+def test_other_hardware_has_no_published_ceilings():
+    with pytest.raises(ValueError, match="hardware: expected one of a100-80gb-sxm"):
+        published_profile("a10")

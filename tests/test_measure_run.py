@@ -9,7 +9,7 @@ import pytest
 
 from assay import machine, profile
 from assay.errors import AssayError
-from assay.measure import arena, clock, roofs, run, workloads
+from assay.measure import arena, clock, device, roofs, run, workloads
 from assay.measure.points import Point
 
 
@@ -285,7 +285,7 @@ def test_a_full_run_goes_on_where_the_model_is_least_sure(tmp_path, monkeypatch)
     extra = [gemm(6, 256, 256, 1), gemm(3, 256, 256, 2)]
     extra += [Point("moe_route", 1, {"tokens": 16, "num_experts": 16, "top_k": 4})]
     known = small_points()[0]
-    monkeypatch.setattr(run, "candidates", lambda threads: [known, *extra])
+    monkeypatch.setattr(device, "candidates", lambda threads: [known, *extra])
     monkeypatch.setattr(run, "GRID_SHARE", 0.05)
     monkeypatch.setattr(run, "TARGET_DEVIATION", 0.0)
     made = new_run(tmp_path / "p.json", mode="full", budget_s=40.0).measure(nothing)
@@ -298,7 +298,7 @@ def test_a_full_run_goes_on_where_the_model_is_least_sure(tmp_path, monkeypatch)
 
 
 def test_a_full_run_that_is_sure_enough_stops_before_its_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "candidates", lambda threads: [gemm(6, 256, 256, 1)])
+    monkeypatch.setattr(device, "candidates", lambda threads: [gemm(6, 256, 256, 1)])
     monkeypatch.setattr(run, "GRID_SHARE", 0.05)
     monkeypatch.setattr(run, "TARGET_DEVIATION", 100.0)
     made = new_run(tmp_path / "p.json", mode="full", budget_s=40.0).measure(nothing)
@@ -310,7 +310,7 @@ def test_a_full_run_that_is_sure_enough_stops_before_its_time(tmp_path, monkeypa
 def test_added_points_survive_an_interruption(tmp_path, monkeypatch):
     path = tmp_path / "p.json"
     extra = [gemm(m, 256, 256, 1) for m in (3, 5, 6)]
-    monkeypatch.setattr(run, "candidates", lambda threads: extra)
+    monkeypatch.setattr(device, "candidates", lambda threads: extra)
     monkeypatch.setattr(run, "GRID_SHARE", 0.05)
     monkeypatch.setattr(run, "TARGET_DEVIATION", 0.0)
 

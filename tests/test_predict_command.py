@@ -295,3 +295,29 @@ def test_help_text_formats():
     parser = argparse.ArgumentParser()
     predict.add_arguments(parser)
     assert "--usd-per-hour" in parser.format_help()
+
+
+def test_hardware_is_priced_on_published_ceilings(run):
+    status, out, err = run("mixtral-8x7b", "--hardware", "h100-sxm", profile=None)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "Mixtral-8x7B-v0.1 on NVIDIA H100 SXM, 512 tokens in, 128 out"
+    assert "from published ceilings only" in lines[1]
+    assert "Nothing was measured here: ceilings as published (dram_read measured, NVIDIA/cuda-samples" in out
+    assert "another machine" not in out
+    assert lines[-1].startswith("Next: assay predict mixtral-8x7b --hardware h100-sxm --precision")
+    status, out, _ = run("mixtral-8x7b", "--hardware", "NVIDIA H100 80GB HBM3", "-o", "json", profile=None)
+    answer = json.loads(out)
+    assert status == 0
+    assert answer["profile"]["mode"] == "published"
+    assert {row["basis"] for row in answer["rows"]} == {"roof"}
+    assert all(row["tpot_high_s"] > 2 * row["tpot_low_s"] for row in answer["rows"])
+
+
+def test_hardware_errors(run):
+    status, _, err = run("mixtral-8x7b", "--hardware", "h100-sxm")
+    assert status == 2
+    assert "--hardware: expected no --profile beside it, got both" in err
+    status, _, err = run("mixtral-8x7b", "--hardware", "abacus", profile=None)
+    assert status == 2
+    assert "hardware: expected one of a100-80gb-sxm, h100-sxm" in err

@@ -97,7 +97,11 @@ def test_a_bad_time_is_not_written(tmp_path, bad):
         (("machine",), [], r"\$\.machine: expected an object, got \[\]"),
         (("machine", "cores"), 0, r"\$\.machine\.cores"),
         (("machine", "caches"), {}, r"\$\.machine\.caches\.l1d_bytes: .*missing"),
-        (("settings", "mode"), "slow", r"\$\.settings\.mode: expected quick or full or imported, got 'slow'"),
+        (
+            ("settings", "mode"),
+            "slow",
+            r"\$\.settings\.mode: expected quick or full or imported or published, got 'slow'",
+        ),
         (("fits",), {"w4a8_gemm": {"x": [math.inf]}}, r"\$\.fits\.w4a8_gemm\.x\[0\]: expected a finite number"),
         (("accuracy",), {"w4a8_gemm": {}}, r"\$\.accuracy\.w4a8_gemm\.n: .*missing"),
         (("command",), "assay", r"\$\.command: expected a list"),

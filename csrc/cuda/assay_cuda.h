@@ -128,7 +128,7 @@ typedef struct {
 typedef struct {
     void *to;
     uint64_t bytes;            /* a multiple of 16 */
-    uint32_t value, unused;
+    uint32_t value, repeats;
 } assay_probe_write_args;
 /* Each warp does 8 repeats mma instructions (m16n8k16, or m16n8k32 of bytes) with every register of A and B the same. */
 typedef struct {

@@ -43,13 +43,16 @@ ASSAY_DEVICE void probe_empty(const assay_probe_empty_args &args) {
     if (args.sink && ptx::tid() == 0) ptx::st(args.sink, args.value);
 }
 
-// Writes memory: args.value everywhere.
+// Writes memory, again and again: args.value everywhere in the end. Other values before, so that no write can be left out.
 ASSAY_DEVICE void probe_write(const assay_probe_write_args &args) {
     const uint64_t threads = static_cast<uint64_t>(ptx::grid_x()) * ptx::block_threads();
     uint8_t *const to = static_cast<uint8_t *>(args.to);
-    for (uint64_t i = static_cast<uint64_t>(ptx::bid_x()) * ptx::block_threads() + ptx::tid(); i < args.bytes / 16;
-         i += threads)
-        ptx::st(to + 16 * i, u32x4{args.value, args.value, args.value, args.value});
+    for (uint32_t left = args.repeats; left--;) {
+        const uint32_t value = args.value + left;
+        for (uint64_t i = static_cast<uint64_t>(ptx::bid_x()) * ptx::block_threads() + ptx::tid(); i < args.bytes / 16;
+             i += threads)
+            ptx::st(to + 16 * i, u32x4{value, value, value, value});
+    }
 }
 
 // Tensor cores at their peak: eight independent accumulators a warp, operands in registers. c = repeats a b, which the host can check:

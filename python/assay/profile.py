@@ -21,14 +21,26 @@ SCHEMA = "assay-profile"
 SCHEMA_VERSION = 1
 MAX_PROFILE_BYTES = 64 * 2**20  # a full calibration is under 2 MiB; more than this is not a profile
 
-MODES = ("quick", "full", "imported")
+MODES = ("quick", "full", "imported", "published")
 ROOF_UNITS = {
     "dram_read": "bytes_per_s",
     "llc_read": "bytes_per_s",
     "int8_peak": "ops_per_s",
     "fp32_peak": "ops_per_s",
 }
-GEMM_OPS = ("w4a8_gemm", "w4a16_gemm", "w8a8_gemm")
+#: Roofs that a GPU has besides: its float peak is its tensor cores', on 16-bit floats; "s" are seconds of latency.
+GPU_ROOF_UNITS = {
+    "fp16_peak": "ops_per_s",
+    "dram_write": "bytes_per_s",
+    "llc_write": "bytes_per_s",
+    "atomics_one": "ops_per_s",
+    "atomics_many": "ops_per_s",
+    "launch_latency": "s",
+    "graph_latency": "s",
+    "graph_node": "s",
+}
+UNITS = ("bytes_per_s", "ops_per_s", "s")
+GEMM_OPS = ("w4a8_gemm", "w4a16_gemm", "w8a8_gemm", "w4a16_gemv")
 #: Those, and the expert layer, which is a product of as many weights as its experts have.
 MATRIX_OPS = (*GEMM_OPS, "moe_experts")
 VERIFY_RULES = ("greedy", "rejection")
@@ -62,7 +74,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Roof:
-    """A measured ceiling. ``samples`` and ``median`` are in ``unit`` ("bytes_per_s" or "ops_per_s")."""
+    """A measured ceiling, or a latency. ``samples`` and ``median`` are in ``unit`` ("bytes_per_s", "ops_per_s" or "s")."""
 
     name: str
     threads: int
@@ -78,9 +90,9 @@ class Roof:
         if not values:
             raise ValueError("samples: expected at least one value, got none")
         if unit is None:
-            if name not in ROOF_UNITS:
+            unit = (ROOF_UNITS | GPU_ROOF_UNITS).get(name)
+            if unit is None:
                 raise ValueError(f"unit: expected one for the unknown roof {name!r}, got None")
-            unit = ROOF_UNITS[name]
         return cls(name, threads, unit, values, statistics.median(values), spread_of(values))
 
 
@@ -90,6 +102,7 @@ class Sample:
 
     ``bytes`` and ``ops`` are per call (bytes as moved from memory, a multiply-add counts 2). ``roof_near`` holds
     roofs measured next to this point, for machines whose speed drifts. ``held_out`` points never enter a fit.
+    ``conditions``: what a GPU was doing meanwhile (docs/profile-format.md).
     """
 
     op: str
@@ -103,6 +116,7 @@ class Sample:
     spread: float
     roof_near: Mapping[str, float] | None = None
     held_out: bool = False
+    conditions: Mapping[str, Json] | None = None
 
     @classmethod
     def of(
@@ -117,6 +131,7 @@ class Sample:
         time_s: Iterable[float],
         roof_near: Mapping[str, float] | None = None,
         held_out: bool = False,
+        conditions: Mapping[str, Json] | None = None,
     ) -> "Sample":
         """Sample with median and spread taken from ``time_s`` (seconds per call)."""
         times = tuple(float(t) for t in time_s)
@@ -134,6 +149,7 @@ class Sample:
             spread=spread_of(times),
             roof_near=dict(roof_near) if roof_near else None,
             held_out=held_out,
+            conditions=dict(conditions) if conditions else None,
         )
 
 
@@ -204,6 +220,7 @@ class Profile:
                     "spread": s.spread,
                     "roof_near": dict(s.roof_near) if s.roof_near is not None else None,
                     "held_out": s.held_out,
+                    **({"conditions": dict(s.conditions)} if s.conditions else {}),
                 }
                 for s in self.samples
             ],
@@ -324,7 +341,8 @@ def _roof(value: Json, path: str) -> Roof:
     data = _object(value, path, ("name", "threads", "unit", "samples", "median", "spread"))
     name = _text(data["name"], f"{path}.name")
     unit = _text(data["unit"], f"{path}.unit")
-    wanted = (ROOF_UNITS[name],) if name in ROOF_UNITS else ("bytes_per_s", "ops_per_s")
+    known = ROOF_UNITS | GPU_ROOF_UNITS
+    wanted = (known[name],) if name in known else UNITS
     if unit not in wanted:
         raise _fail(f"{path}.unit", " or ".join(wanted), unit)
     samples = _numbers(data["samples"], f"{path}.samples")
@@ -380,7 +398,7 @@ def _params(op: str, value: Json, path: str) -> dict[str, Json]:
 
 def _sample(value: Json, path: str) -> Sample:
     required = ("op", "variant", "threads", "params", "bytes", "ops", "time_s", "median_s", "spread")
-    data = _object(value, path, (*required, "roof_near", "held_out"))
+    data = _object(value, path, (*required, "roof_near", "held_out"), ("conditions",))
     op = _text(data["op"], f"{path}.op")
     near = data["roof_near"]
     if near is not None:
@@ -399,7 +417,22 @@ def _sample(value: Json, path: str) -> Sample:
         spread=_number(data["spread"], f"{path}.spread", positive=False),
         roof_near=near,
         held_out=_bool(data["held_out"], f"{path}.held_out"),
+        conditions=_conditions(data.get("conditions"), f"{path}.conditions"),
     )
+
+
+def _conditions(value: Json, path: str) -> dict[str, Json] | None:
+    """Numbers of at least 0, and the names of what slowed the clocks."""
+    if value is None:
+        return None
+    data = _object(value, path, (), optional=None)
+    for key, item in data.items():
+        if key == "throttled":
+            for i, reason in enumerate(_list(item, f"{path}.throttled")):
+                _text(reason, f"{path}.throttled[{i}]")
+        else:
+            _number(item, f"{path}.{key}", positive=False)
+    return data
 
 
 def _accuracy(value: Json, path: str) -> dict[str, Json]:
@@ -484,7 +517,7 @@ def _profile(value: Json) -> Profile:
 # ---- files ------------------------------------------------------------------------------------------------
 
 
-def default_profile_path(environ: Mapping[str, str] | None = None) -> Path:
+def default_profile_path(environ: Mapping[str, str] | None = None, ordinal: int | None = None) -> Path:
     """Where the profile of this machine lives: ``$ASSAY_PROFILE``, else ``assay/profile.json`` in the user's cache.
 
     Parameters
@@ -492,13 +525,15 @@ def default_profile_path(environ: Mapping[str, str] | None = None) -> Path:
     environ
         The environment to read; that of the process when left out. ``XDG_CACHE_HOME`` counts only if absolute,
         as the XDG base directory specification asks.
+    ordinal
+        Of a GPU, whose profile is ``assay/profile-cuda-N.json`` there, whatever ``$ASSAY_PROFILE`` is.
     """
     env = os.environ if environ is None else environ
-    if env.get("ASSAY_PROFILE"):
+    if env.get("ASSAY_PROFILE") and ordinal is None:
         return Path(env["ASSAY_PROFILE"]).expanduser()
     cache = env.get("XDG_CACHE_HOME", "")
     base = Path(cache) if cache and Path(cache).is_absolute() else Path.home() / ".cache"
-    return base / "assay" / "profile.json"
+    return base / "assay" / ("profile.json" if ordinal is None else f"profile-cuda-{ordinal}.json")
 
 
 def _read_json(path: str | os.PathLike[str]) -> Json:

@@ -8,6 +8,9 @@ from pathlib import Path
 import emulator
 
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)
+_LAUNCH = (ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint32), ctypes.c_void_p, ctypes.c_size_t)
+EXECUTES = ctypes.CFUNCTYPE(ctypes.c_int, *_LAUNCH)
+LAW = ctypes.CFUNCTYPE(ctypes.c_double, *_LAUNCH)
 
 
 @functools.cache
@@ -51,6 +54,19 @@ class Mock:
 
     def get(self, name: str) -> float:
         return float(self._lib.mock_get(name.encode()))
+
+    def law(self, executes, seconds) -> None:
+        """Times kernels by a law of the test's instead of by what they did.
+
+        Both are called with a launch's name, grid (x, y, z) and argument (bytes): `executes` says whether it is emulated at all,
+        `seconds` how long it takes, launch or graph node apart.
+        """
+
+        def of(function):
+            return lambda name, grid, args, size: function(name.decode(), tuple(grid[:3]), ctypes.string_at(args, size))
+
+        self._law = EXECUTES(of(executes)), LAW(of(seconds))
+        self._lib.mock_law(*self._law)
 
     def fail(self, call: str, result: int, passes: int = 0) -> None:
         """The call answers `result`, once, after `passes` calls more."""

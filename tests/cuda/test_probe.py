@@ -17,11 +17,11 @@ def test_read_reads_every_byte_once_a_repeat(seed):
     assert counted.global_sectors == 3 * data.nbytes // 32 + sink.size
 
 
-def test_write_writes_every_byte_once():
+def test_write_writes_every_byte_once_a_repeat():
     data = np.zeros(8 * 1001, np.uint32)
-    counted = emulate("assay_probe_write", 2, {"to": data, "bytes": data.nbytes, "value": 0xABCD1234})
+    counted = emulate("assay_probe_write", 2, {"to": data, "bytes": data.nbytes, "value": 0xABCD1234, "repeats": 3})
     assert (data == 0xABCD1234).all()
-    assert counted.st_bytes == data.nbytes == 32 * counted.global_sectors
+    assert counted.st_bytes == 3 * data.nbytes == 32 * counted.global_sectors
 
 
 def test_empty_does_nothing_but_what_it_is_told():

@@ -137,7 +137,11 @@ struct Machine {
     std::map<void *, std::unique_ptr<Event>> events;
     std::map<void *, std::unique_ptr<Graph>> graphs, execs;
     double host_s = 0, busy_s = 0;
+    bool replaying = false;              // a graph's nodes run, and not a launch of its own
     const char *(*find_kernel)(const char *) = nullptr;    // the library that emulates a kernel
+    // A law of time of the test's: whether a launch is emulated at all, and the seconds that its kernel then takes.
+    int (*executes)(const char *, const uint32_t *, const void *, size_t) = nullptr;
+    double (*law)(const char *, const uint32_t *, const void *, size_t) = nullptr;
     std::map<std::string, double> remembered_s;     // with "execute" 0: what a launch took
     std::string last_launch;                        // whose data lie in L2
     assay::emu::Counters counters = {};             // of the last launch

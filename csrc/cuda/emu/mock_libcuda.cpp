@@ -503,7 +503,9 @@ int cuGraphLaunch(void *exec, void *handle) {
     work.run = [nodes, total, device]() -> Result {
         *total = setting("launch_s", device);
         for (const Work &node : nodes) {
+            machine->replaying = true;
             const Result result = node.run();
+            machine->replaying = false;
             if (result != OK) return result;
             // A node of a graph costs node_s where a launch of its own costs launch_s.
             *total += (node.seconds ? node.seconds() : 0) - setting("launch_s", device) + setting("node_s", device);

@@ -198,8 +198,10 @@ Work kernel_work(Function *function, const uint32_t grid[3], uint32_t threads, s
                             std::string(copy.begin(), copy.end());
     const auto done = std::make_shared<assay::emu::Counters>();
     const Context *context = function->context;
+    const std::vector<uint32_t> blocks = {x, y, z};
     Work work;
     work.run = [=]() -> Result {
+        if (machine->executes && !machine->executes(name.c_str(), blocks.data(), copy.data(), copy.size())) return OK;
         if (setting("execute", device) == 0 && machine->remembered_s.count(key)) {
             memcpy(done.get(), &machine->counters, sizeof *done);
             done->global_sectors = static_cast<uint64_t>(machine->remembered_s[key]);
@@ -224,7 +226,10 @@ Work kernel_work(Function *function, const uint32_t grid[3], uint32_t threads, s
         machine->last_error = error;
         return strstr(error, "outside every buffer") ? ILLEGAL_ADDRESS : LAUNCH_FAILED;
     };
-    work.seconds = [=] { return kernel_seconds(device, key, *done); };
+    work.seconds = [=] {
+        if (machine->law) return setting("launch_s", device) + machine->law(name.c_str(), blocks.data(), copy.data(), copy.size());
+        return kernel_seconds(device, key, *done);
+    };
     return work;
 }
 
@@ -304,6 +309,8 @@ void mock_reset() {
     machine->graphs.clear();
     machine->execs.clear();
     machine->host_s = machine->busy_s = 0;
+    machine->executes = nullptr;
+    machine->law = nullptr;
     current.clear();
 }
 void mock_set(const char *name, double value) { machine->settings[name] = value; }
@@ -311,6 +318,7 @@ double mock_get(const char *name) {
     const std::string n = name;
     if (n == "host_s") return machine->host_s;
     if (n == "busy_s") return machine->busy_s;
+    if (n == "replaying") return machine->replaying;
     if (n == "allocations") return static_cast<double>(machine->memory.size());
     return setting(n);
 }
@@ -319,6 +327,12 @@ void mock_fail(const char *call, int result, int passes) { machine->failures[cal
 uint64_t mock_calls(const char *call) { return machine->calls[call]; }
 const char *mock_last_error() { return machine->last_error.c_str(); }
 void mock_find_kernel(const char *(*find)(const char *)) { machine->find_kernel = find; }
+// Both or none: see Machine. A law's seconds come on top of launch_s (in a graph: node_s).
+void mock_law(int (*executes)(const char *, const uint32_t *, const void *, size_t),
+              double (*law)(const char *, const uint32_t *, const void *, size_t)) {
+    machine->executes = executes;
+    machine->law = law;
+}
 void mock_counters(assay::emu::Counters *counters) { *counters = machine->counters; }
 
 }

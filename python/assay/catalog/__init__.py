@@ -17,8 +17,10 @@ __all__ = [
     "list_devices",
     "list_models",
     "list_prices",
+    "list_published",
     "list_videos",
     "load_model",
+    "published_profile",
     "resolve_model",
     "token_price",
 ]
@@ -139,6 +141,49 @@ def find_device(name: str) -> dict[str, Any] | None:
             if len(pattern) > longest and re.search(rf"(?<![a-z0-9]){re.escape(pattern)}(?![a-z0-9])", text):
                 found, longest = dict(row), len(pattern)
     return found
+
+
+@cache
+def _published_rows() -> tuple[dict[str, Any], ...]:
+    text = files(__package__).joinpath("published.json").read_text(encoding="utf-8")
+    return tuple(json.loads(text)["profiles"])
+
+
+def list_published() -> list[dict[str, Any]]:
+    """Rows of ``published.json``: ceilings of GPUs, as others published them, each with its source."""
+    return [dict(row) for row in _published_rows()]
+
+
+def published_profile(name: str) -> dict[str, Any]:
+    """A profile (docs/profile-format.md) of a device that nobody calibrated: published ceilings and no kernels.
+
+    Raises
+    ------
+    ValueError
+        Nothing is published here of a device of this name.
+    """
+    row = find_device(name)
+    found = next((r for r in _published_rows() if row is not None and r["device"] == row["name"]), None)
+    if row is None or found is None:
+        known = ", ".join(r["device"] for r in _published_rows())
+        raise ValueError(f"hardware: expected one of {known}, got {name!r}")
+    roofs = [
+        {"name": r["roof"], "threads": 1, "unit": "bytes_per_s" if r["roof"] == "dram_read" else "ops_per_s",
+         "samples": [r["value"]], "median": r["value"], "spread": 0.0}
+        for r in found["roofs"]
+    ]  # fmt: skip
+    return {
+        "schema": "assay-profile", "schema_version": 1, "created_utc": "2026-11", "command": [], "seed": 0,
+        "package": {"assay": "", "kernels": {}, "compiler": ""},
+        "machine": {
+            "fingerprint": f"published-{row['name']}", "cpu": row["title"], "isa": [], "cores": row["multiprocessors"],
+            "memory_bytes": int(row["memory_bytes"]),
+            "caches": {"l1d_bytes": None, "l2_bytes": None, "l3_bytes": None}, "os": "", "numpy": "", "python": "",
+            "kind": "gpu", "published": found["roofs"],
+        },
+        "settings": {"mode": "published", "threads": [1], "source": "published"},
+        "roofs": roofs, "samples": [], "fits": {}, "accuracy": {}, "complete": True,
+    }  # fmt: skip
 
 
 @cache

@@ -1,7 +1,8 @@
-"""``assay calibrate``: measure this machine with the real kernels, fit, and write a profile."""
+"""``assay calibrate``: measure this machine or one of its GPUs with the real kernels, fit, and write a profile."""
 
 import argparse
 import json
+import shlex
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--quick", action="store_true", help="about half a minute of measuring (default)")
     mode.add_argument("--full", action="store_true", help="about five minutes: more shapes, group sizes and passes")
+    parser.add_argument("--device", default="cpu", metavar="D", help="cpu (default), or a GPU: cuda:0")
     parser.add_argument("--threads", type=int, metavar="N", help="measure at 1 and N threads (default: all usable)")
     parser.add_argument("-o", "--output", metavar="FILE", help="the profile to write (default: where predict looks)")
     parser.add_argument("--seed", type=int, default=0, help="of the data and the order of the points (default 0)")
@@ -22,19 +24,28 @@ def run(args: argparse.Namespace) -> int:
     """Measures and prints; 130 when interrupted, with everything measured kept."""
     from assay import profile
     from assay.measure import run as calibration
+    from assay.measure.gpu import Gpu, parse_device
     from assay.ops import info
     from assay.report.progress import Progress
 
     most = info.num_threads()
+    ordinal = parse_device(args.device)
+    if ordinal is not None and args.threads is not None:
+        raise ValueError("--threads: expected none with a GPU, which is measured by one thread")
     if args.threads is not None and not 1 <= args.threads <= 256:
         raise ValueError(f"--threads: expected 1..256, got {args.threads}")
     if args.seed < 0:
         raise ValueError(f"--seed: expected 0 or more, got {args.seed}")
     top = args.threads or most
-    path = args.output or profile.default_profile_path()
+    path = args.output or profile.default_profile_path(ordinal=ordinal)
     mode = "full" if args.full else "quick"
     job = calibration.Run(
-        mode, sorted({1, top}), args.seed, path, command=["assay", *sys.argv[1:]] if sys.argv[1:] else None
+        mode,
+        sorted({1, top}),
+        args.seed,
+        path,
+        command=["assay", *sys.argv[1:]] if sys.argv[1:] else None,
+        device=None if ordinal is None else Gpu(ordinal, args.seed),
     )
     if args.fresh:
         calibration.partial_path(path).unlink(missing_ok=True)
@@ -52,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(made: Any, path: str, fmt: str) -> None:
     from assay.measure import summary
-    from assay.report.table import Column, bandwidth, op_rate, percent, render, seconds, signed_percent
+    from assay.report.table import Column, percent, render, roof_value, seconds, signed_percent
 
     roofs, ops = summary.roof_rows(made), summary.op_rows(made)
     if fmt == "json":
@@ -69,7 +80,7 @@ def _print(made: Any, path: str, fmt: str) -> None:
     roof_columns = [
         Column("roof", "roof"),
         Column("threads", "threads"),
-        Column(("median", "unit"), "median", lambda v, unit: op_rate(v) if unit == "ops_per_s" else bandwidth(v)),
+        Column(("median", "unit"), "median", roof_value),
         Column("spread", "spread", percent),
     ]
     op_columns = [
@@ -91,6 +102,7 @@ def _print(made: Any, path: str, fmt: str) -> None:
     if fmt == "csv":
         print(render(ops, op_columns, fmt), end="")
         return
+    gpu = made.machine.extra.get("kind") == "gpu"
     gemm = made.accuracy.get("w4a8_gemm", {})
     error = (
         f"; w4a8_gemm on {gemm['n']} held-out points: median error {percent(gemm['median_ape'])}"
@@ -98,7 +110,7 @@ def _print(made: Any, path: str, fmt: str) -> None:
         else ""
     )
     print(
-        f"{made.machine.cpu}, {made.machine.cores} cores: {len(made.samples)} points in"
+        f"{made.machine.cpu}, {made.machine.cores} {'multiprocessors' if gpu else 'cores'}: {len(made.samples)} points in"
         f" {made.settings['measured_s']:.0f} s{error}\nprofile: {path}\n"
     )
     print(render(roofs, roof_columns, fmt), end="\n\n")
@@ -115,4 +127,4 @@ def _print(made: Any, path: str, fmt: str) -> None:
         from assay.measure.power import describe
 
         print(describe(made.machine.extra["power"]))
-    print("\nnext: assay predict mixtral-8x7b")
+    print(f"\nnext: assay predict mixtral-8x7b{f' --profile {shlex.quote(path)}' if gpu else ''}")

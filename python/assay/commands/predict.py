@@ -88,6 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile", metavar="FILE", help="profile (default: $ASSAY_PROFILE, else that of this machine)"
     )
     parser.add_argument(
+        "--hardware",
+        metavar="NAME",
+        help="a GPU that nobody calibrated, by ceilings that others published: h100-sxm, b200",
+    )
+    parser.add_argument(
         "--usd-per-hour", type=_price, metavar="X", help="price of the machine: adds $ per million tokens"
     )
     parser.add_argument("-o", "--output", choices=FORMATS, default="table", help="format (table)")
@@ -101,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     from assay.cost.transformer import check_precision, predict
     from assay.report.table import render, to_json
 
-    profile, path = _profile(args.profile)
+    profile, path = _profile(args.profile) if args.hardware is None else _published(args.hardware, args.profile)
     model = resolve_model(args.model)
     cost = load_model(profile)
     threads = args.threads or max(cost.threads(), default=1)
@@ -156,7 +161,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.output == "csv":
         sys.stdout.write(render(rows, _columns(), "csv"))
     else:
-        heading = f"{model.name} on {profile.machine.cpu}, {threads} threads, {args.isl} tokens in, {args.osl} out"
+        with_threads = "" if profile.machine.extra.get("kind") == "gpu" else f" {threads} threads,"
+        heading = f"{model.name} on {profile.machine.cpu},{with_threads} {args.isl} tokens in, {args.osl} out"
         heading += "" if args.kv == "bf16" else f", cache in {args.kv}"
         print(heading, _verdict(predictions, best, profile), "", sep="\n")
         print(render(rows, _columns(priced=args.usd_per_hour is not None), args.output), end="\n\n")
@@ -183,6 +189,16 @@ def _profile(given: str | None) -> "tuple[Profile, str]":
             f"make one with `assay calibrate --quick{'' if given is None else ' -o ' + shlex.quote(path)}`"
         )
     return load(path), path
+
+
+def _published(name: str, given: str | None) -> "tuple[Profile, str]":
+    """The profile of published ceilings, and what it is called."""
+    from assay.catalog import published_profile
+    from assay.profile import Profile
+
+    if given is not None:
+        raise ValueError("--hardware: expected no --profile beside it, got both")
+    return Profile.from_json(published_profile(name)), f"published:{name}"
 
 
 def _default_precisions(model: "ModelSpec") -> list[str]:
@@ -279,10 +295,13 @@ def _verdict(predictions: "list[Prediction]", best: "Prediction | None", profile
             f"{least.precision} at batch {least.batch}, needs {table.size(least.memory.total_bytes)}. "
             "Rows say what it would be with enough memory."
         )
+    published = profile.settings["mode"] == "published"
     basis = {
         "measured": "from measured kernels",
         "mixed": "partly from measured kernels, partly from measured roofs",
-        "roof": "from measured roofs only, no kernel of this precision being calibrated",
+        "roof": "from published ceilings only"
+        if published
+        else "from measured roofs only, no kernel of this precision being calibrated",
     }[best.decode.basis]
     speed = table.number(*best.tokens_per_s)
     bound = best.decode.bound
@@ -297,13 +316,25 @@ def _notes(predictions: "list[Prediction]", profile: "Profile", cost: "CostModel
     notes += [_accuracy_note(op, row) for op, row in cost.accuracy.items() if _used(op, steps) and row["n"]]
     roofs = dict.fromkeys(call.op for step in steps for call in step.calls if call.basis == "roof")
     if roofs:
+        ceilings = "published ceilings" if profile.settings["mode"] == "published" else "measured roofs"
         notes.append(
-            f"No calibrated kernel for {', '.join(roofs)}: priced on the measured roofs, the interval from the roof itself "
+            f"No calibrated kernel for {', '.join(roofs)}: priced on the {ceilings}, the interval from the roof itself "
             "to twice the estimate."
         )
     outside = dict.fromkeys(note for step in steps for note in step.extrapolated)
     notes += [f"* extrapolated: {note}." for note in outside]
-    here = _fingerprint()
+    gpu = profile.machine.extra.get("kind") == "gpu"
+    if profile.settings["mode"] == "published":
+        notes.append(
+            "Nothing was measured here: ceilings as published ("
+            + "; ".join(f"{r['roof']} {r['how']}, {r['source']}" for r in profile.machine.extra["published"])
+            + "). `assay calibrate --device cuda:0` measures yours."
+        )
+    elif gpu:
+        notes.append(
+            "A GPU's kernels in a graph: what the host, attention's own kernels and norms take is not measured."
+        )
+    here = None if gpu else _fingerprint()
     warning = compatible(profile, here) if here is not None else None
     if warning:
         notes.append(warning[0].upper() + warning[1:] + ".")
@@ -406,6 +437,8 @@ def _next(args: argparse.Namespace, best: "Prediction | None", profile: "Profile
     command = ["assay", "predict", args.model]
     if args.profile:
         command += ["--profile", args.profile]
+    if args.hardware:
+        command += ["--hardware", args.hardware]
     if not args.explain:
         if best is not None:
             command += ["--precision", best.precision, "--batch", str(best.batch)]

@@ -84,13 +84,10 @@ def _roof_columns() -> list[Any]:
     from assay.report import table
     from assay.report.table import Column
 
-    def rate(median: float, unit: str) -> str:
-        return table.bandwidth(median) if unit == "bytes_per_s" else table.op_rate(median)
-
     return [
         Column("name", "roof"),
         Column("threads", "threads", align="right"),
-        Column(("median", "unit"), "median", rate),
+        Column(("median", "unit"), "median", table.roof_value),
         Column("spread", "spread", table.percent),
     ]
 

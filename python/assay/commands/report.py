@@ -73,16 +73,15 @@ def _roofline(made: "Profile", threads: int | None) -> "Section":
     from assay.commands.plot import profile_pictures
     from assay.measure import summary
     from assay.report.html import Section
-    from assay.report.table import Column, bandwidth, op_rate, percent, seconds
+    from assay.report.table import Column, percent, roof_value, seconds
 
     section = Section("Roofs and kernels").pictures(*_svg(profile_pictures(made, threads), "roofline", "widths"))
-    rate: Any = lambda value, unit: op_rate(value) if unit == "ops_per_s" else bandwidth(value)  # noqa: E731
     section.table(
         summary.roof_rows(made),
         [
             Column("roof", "roof"),
             Column("threads", "threads", align="right"),
-            Column(("median", "unit"), "median", rate, align="right"),
+            Column(("median", "unit"), "median", roof_value, align="right"),
             Column("spread", "spread", percent, align="right"),
         ],
     )

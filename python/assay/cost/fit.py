@@ -114,6 +114,7 @@ def _fit_gemm_class(samples: Sequence[Sample], roofs: Roofs) -> GemmClass:
         nk_low=float(weights.min()),
         nk_high=float(weights.max()),
         num_samples=len(samples),
+        resident=str(first.params.get("resident", "dram")),
     )
 
 
@@ -140,16 +141,17 @@ def _fit_linear_class(samples: Sequence[Sample], one: LinearClass | None) -> Lin
     )
 
 
-def class_key(sample: Sample) -> tuple[str, int, Any, Any]:
+def class_key(sample: Sample) -> tuple[Any, ...]:
     """What samples of one op share that one law is fitted to."""
     if sample.op in MATRIX_OPS:
-        return sample.variant, sample.threads, group_class(sample.params), bool(sample.params["symmetric"])
-    return sample.variant, sample.threads, sample.params.get("rule", ""), None
+        kind = group_class(sample.params), bool(sample.params["symmetric"]), sample.params.get("resident", "dram")
+        return sample.variant, sample.threads, *kind
+    return sample.variant, sample.threads, sample.params.get("rule", "")
 
 
 def fit_classes(op: str, samples: Sequence[Sample], roofs: Roofs) -> tuple[Any, ...]:
     """The laws of one op's classes, in the order of their keys."""
-    by_class: dict[tuple[str, int, Any, Any], list[Sample]] = {}
+    by_class: dict[tuple[Any, ...], list[Sample]] = {}
     for sample in samples:
         by_class.setdefault(class_key(sample), []).append(sample)
     ordered = [by_class[key] for key in sorted(by_class, key=repr)]

@@ -32,6 +32,7 @@ KERNEL_OF_OP = {
     "w4a8_gemm": "int4_gemm",
     "w4a16_gemm": "int4_gemm",
     "w8a8_gemm": "int8_gemm",
+    "w4a16_gemv": "int4_gemm",
     "moe_experts": "int4_gemm",
     "chain_verify": "spec_verify",
 }
@@ -129,9 +130,10 @@ class CostModel:
         )
 
     def _pick(
-        self, fit: OpFit, threads: int, variant: str | None, *, group: int = 0, symmetric: bool = True, rule: str = ""
-    ) -> Any:
-        """The class nearest to what is asked: variant first, then rule, threads, symmetry, group size."""
+        self, fit: OpFit, threads: int, variant: str | None, *, group: int = 0, symmetric: bool = True,
+        resident: str = "dram", rule: str = ""
+    ) -> Any:  # fmt: skip
+        """The class nearest to what is asked: variant first, then where the weights lie or the rule, threads, symmetry, group size."""
         wanted = variant or self.kernels.get(fit.op) or self.kernels.get(KERNEL_OF_OP.get(fit.op, ""))
         if wanted not in {c.variant for c in fit.classes}:
             counts: dict[str, int] = {}
@@ -144,7 +146,7 @@ class CostModel:
             if isinstance(c, GemmClass):
                 # The whole row is further from any group than groups are from one another.
                 far = 10.0 if (c.group_size < 0) != (group < 0) else abs(math.log(max(c.group_size, 1) / max(group, 1)))
-                return c.variant != wanted, ratio, c.threads, c.symmetric != symmetric, far
+                return c.variant != wanted, c.resident != resident, ratio, c.threads, c.symmetric != symmetric, far
             return c.variant != wanted, c.rule != rule, ratio, c.threads
 
         return min(fit.classes, key=distance)
@@ -159,7 +161,8 @@ class CostModel:
     ) -> Estimates:
         fit = self.ops[op]
         group, symmetric = group_class(params), bool(params["symmetric"])
-        chosen = self._pick(fit, threads, variant, group=group, symmetric=symmetric)
+        resident = str(params.get("resident", "dram"))
+        chosen = self._pick(fit, threads, variant, group=group, symmetric=symmetric, resident=resident)
         assert isinstance(chosen, GemmClass)
         product = product_of(op, params)
         memory_roof = self.roofs.get(memory_roof_name(params), threads)
@@ -185,6 +188,7 @@ class CostModel:
                 chosen.group_size != group,
                 f"{op} was calibrated at group size {_group_text(chosen.group_size)}, not {_group_text(group)}",
             ),
+            (chosen.resident != resident, f"{op} was calibrated with weights from {chosen.resident}, not {resident}"),
             (chosen.symmetric != symmetric, f"{op} was calibrated {'' if chosen.symmetric else 'a'}symmetric only"),
             (
                 variant is not None and chosen.variant != variant,

@@ -27,7 +27,7 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class GemmClass:
-    """Fitted law of one (variant, threads, group size, symmetric): see the module's head for the equation.
+    """Fitted law of one (variant, threads, group size, symmetric, where the weights lie): see the module's head for the equation.
 
     ``log_rows`` is ``ln(M / compute_utilisation)`` at the widths ``m``: it never falls, and it is what is interpolated.
     """
@@ -45,6 +45,7 @@ class GemmClass:
     nk_low: float
     nk_high: float
     num_samples: int
+    resident: str = "dram"
 
     def rows(self, m: npt.ArrayLike) -> FloatArray:
         """Rows at full utilisation that M rows cost, ``M / compute_utilisation(M)``."""

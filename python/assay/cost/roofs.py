@@ -11,6 +11,7 @@ COMPUTE_ROOF = {
     "w4a8_gemm": "int8_peak",
     "w4a16_gemm": "fp32_peak",
     "w8a8_gemm": "int8_peak",
+    "w4a16_gemv": "fp32_peak",
     "moe_experts": "int8_peak",
 }
 
@@ -30,15 +31,21 @@ class Roofs:
         """Thread counts at which a roof was measured."""
         return tuple(sorted(self._by_name.get(name, {})))
 
+    def named(self, name: str) -> str:
+        """The roof that stands for `name` here."""
+        return "fp16_peak" if name == "fp32_peak" and name not in self and "fp16_peak" in self else name
+
     def get(self, name: str, threads: int) -> Roof:
         """The roof, at the nearest measured thread count in ratio (the lower of two equally near).
+
+        Where there is no ``fp32_peak``, as on a GPU, ``fp16_peak`` stands for it: what products of 16-bit floats run at there.
 
         Raises
         ------
         ProfileError
             The profile has no roof of that name.
         """
-        found = self._by_name.get(name)
+        found = self._by_name.get(self.named(name))
         if not found:
             raise ProfileError(f"$.roofs: expected a roof {name!r}, got {', '.join(self._by_name) or 'none'}")
         return found[min(found, key=lambda t: (abs(math.log(t / threads)), t))]
@@ -51,6 +58,7 @@ def memory_roof_name(params: Mapping[str, Any]) -> str:
 
 def roof_of(sample: Sample, name: str, roofs: Roofs) -> float:
     """The roof to normalise a sample by: the one measured next to it, else the profile's median."""
-    if sample.roof_near and name in sample.roof_near:
-        return sample.roof_near[name]
+    near = (sample.roof_near or {}).get(roofs.named(name))
+    if near is not None:
+        return near
     return roofs.get(name, sample.threads).median

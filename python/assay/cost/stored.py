@@ -67,6 +67,7 @@ def _fit_to_json(fit: OpFit) -> dict[str, Any]:
                     "n_times_k": [c.nk_low, c.nk_high],
                     "num_samples": c.num_samples,
                 }
+                | ({} if c.resident == "dram" else {"resident": c.resident})
             )
         else:
             rows.append(
@@ -143,6 +144,7 @@ def _gemm_from_json(op: str, row: Mapping[str, Any]) -> GemmClass:
         nk_low=_above_zero(row["n_times_k"][0]),
         nk_high=_above_zero(row["n_times_k"][1]),
         num_samples=int(row["num_samples"]),
+        resident=str(row.get("resident", "dram")),
     )
 
 

@@ -102,10 +102,12 @@ class DeviceArray:
         The stream that its content is made on: whoever reads it elsewhere waits for that.
     """
 
-    __slots__ = ("_keep", "address", "device", "dtype", "shape", "stream")
+    __slots__ = ("_keep", "_whole", "address", "device", "dtype", "shape", "stream")
 
     def __init__(self, shape: tuple[int, ...], dtype: str, device: int, stream: Any = None) -> None:
         self.address = 0
+        #: Of a part: the array that it is a part of, and that frees the memory.
+        self._whole: DeviceArray | None = None
         self.shape = tuple(int(n) for n in shape)
         self.dtype, self.device = dtype, device
         if any(n < 0 for n in self.shape):
@@ -121,8 +123,19 @@ class DeviceArray:
 
     def __del__(self) -> None:
         address, self.address = getattr(self, "address", 0), 0
-        if address and not sys.is_finalizing():
+        if address and getattr(self, "_whole", None) is None and not sys.is_finalizing():
             lib.assay_cuda_free(pointer(address))
+
+    def part(self, offset: int, shape: tuple[int, ...], dtype: str) -> "DeviceArray":
+        """A dense array in this one's memory, from byte `offset` on."""
+        made = DeviceArray.__new__(DeviceArray)
+        made.address, made._whole = 0, self
+        made.shape, made.dtype, made.device = tuple(int(n) for n in shape), dtype, self.device
+        made.stream, made._keep = self.stream, self._keep
+        if not 0 <= offset <= self.nbytes - made.nbytes:
+            raise ValueError(f"part: expected at most {self.nbytes} bytes in all, got {made.nbytes} from {offset} on")
+        made.address = self.address + offset
+        return made
 
     def __repr__(self) -> str:
         return f"DeviceArray({self.dtype} {list(self.shape)} on cuda:{self.device})"

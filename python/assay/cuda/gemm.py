@@ -10,6 +10,9 @@ from ._place import place
 from ._status import check
 from ._twin import for_numba, twin
 
+#: csrc/cuda/w4_layout.h.
+_TILE, _STEP, _STEP_BYTES, _PAD = 32, 32, 512, 128
+
 
 class DeviceInt4:
     """An INT4 weight matrix in a GPU's memory and in its kernels' order; made by ``PackedInt4.to_device``.
@@ -45,12 +48,43 @@ class DeviceInt4:
         """Bytes that one pass over the weights reads."""
         return self.data.nbytes
 
+    def unpack(self, columns: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """The first `columns` (default: all) as ``assay.pack`` takes them: qweight uint8 [columns, ceil(K/2)], scales float16
+        [columns, G], zeros uint8 [columns, G] or None."""
+        n, groups = self.n if columns is None else min(columns, self.n), self.k // self.group_size
+        all_tiles, tiles, steps = -(-self.n // _TILE), -(-n // _TILE), -(-self.k // _PAD) * (_PAD // _STEP)
+        words = self.data.part(0, (tiles, steps, 8, 4, 4), "uint32").numpy()  # [tile, step, n, t, j]
+        # Bits 4 i + 16 e of a word are q of column 8 j + n and k = 16 (i / 2) + 8 (i % 2) + 2 t + e of its step.
+        nibbles = (
+            words[..., None, None] >> (16 * np.arange(2, dtype=np.uint32)[:, None] + 4 * np.arange(4, dtype=np.uint32))
+            & 15
+        )
+        q = nibbles.reshape(tiles, steps, 8, 4, 4, 2, 2, 2).transpose(0, 4, 2, 1, 6, 7, 3, 5).astype(np.uint8)
+        q = q.reshape(tiles * _TILE, steps * _STEP)[:n, : self.k]
+        q = np.pad(q, ((0, 0), (0, self.k % 2)))
+        at = all_tiles * steps * _STEP_BYTES
+        scales = self.data.part(
+            at, (tiles, groups, 4, 4, 2), "float16"
+        ).numpy()  # [tile, group, t, j, e]: column 8 j + 2 t + e
+        scales = scales.transpose(0, 3, 2, 4, 1).reshape(tiles * _TILE, groups)[:n]
+        zeros = None
+        if not self.symmetric:
+            at += all_tiles * groups * 2 * _TILE
+            zeros = self.data.part(at, (tiles, groups, 8, 4), "uint8").numpy()  # [tile, group, n, j]: column 8 j + n
+            zeros = np.ascontiguousarray(zeros.transpose(0, 3, 2, 1).reshape(tiles * _TILE, groups)[:n])
+        return q[:, ::2] | q[:, 1::2] << 4, np.ascontiguousarray(scales), zeros
+
     def __repr__(self) -> str:
         kind = "symmetric" if self.symmetric else "asymmetric"
         return (
             f"DeviceInt4(n={self.n}, k={self.k}, group_size={self.group_size}, {kind}, {self.nbytes} bytes "
             f"on cuda:{self.device})"
         )
+
+
+def packed_bytes(n: int, k: int, group_size: int, symmetric: bool) -> int:
+    """Bytes of a packed matrix on a GPU; 0 when its shape is not supported."""
+    return int(lib.assay_cuda_w4_packed_bytes(n, k, group_size, symmetric))
 
 
 def pack_on_device(qweight: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, k: int, group_size: int,

@@ -1,6 +1,6 @@
 """The expert layer on a GPU: packed experts in its memory, and the device path of :func:`assay.moe_experts`."""
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from ._arrays import DeviceArray, DeviceTensor, to_device
 from ._device import pointer
 from ._place import place
 from ._status import check
+from .gemm import DeviceInt4
 from .moe import pointer_to
 
 
@@ -29,13 +30,25 @@ class DeviceExperts:
     __slots__ = ("_struct", "device", "down", "down_bias", "gate_up", "gate_up_bias", "shape")
 
     def __init__(self, packed: Any, device: int, stream: Any) -> None:
-        self.shape, self.device = packed.shape, device
-        self.gate_up = to_device(_repacked(packed, 0), device, stream=stream)
-        self.down = to_device(_repacked(packed, 1), device, stream=stream)
-        self.gate_up_bias, self.down_bias = (
+        weights = [to_device(_repacked(packed, which), device, stream=stream) for which in (0, 1)]
+        biases = [
             None if bias is None else to_device(bias, device, stream=stream)
             for bias in (packed.gate_up_bias, packed.down_bias)
-        )
+        ]
+        self._hold(packed, *weights, *biases)
+
+    @classmethod
+    def like(cls, packed: Any, gate_up: DeviceArray, down: DeviceArray) -> Self:
+        """A layer of the shape and formats of a :class:`assay.PackedExperts`, without biases, on weights that are packed for the
+        GPU already: uint8 [E, bytes] each."""
+        made = cls.__new__(cls)
+        made._hold(packed, gate_up, down, None, None)
+        return made
+
+    def _hold(self, packed: Any, gate_up: DeviceArray, down: DeviceArray, gate_up_bias: DeviceArray | None,
+              down_bias: DeviceArray | None) -> None:  # fmt: skip
+        self.shape, self.device = packed.shape, gate_up.device
+        self.gate_up, self.down, self.gate_up_bias, self.down_bias = gate_up, down, gate_up_bias, down_bias
         host = packed._struct
         self._struct = ffi.new("assay_experts *", {
             **{name: getattr(host, name) for name in (
@@ -45,6 +58,16 @@ class DeviceExperts:
             "gate_up": pointer(self.gate_up.address), "down": pointer(self.down.address),
             "gate_up_bias": _address(self.gate_up_bias), "down_bias": _address(self.down_bias),
         })  # fmt: skip
+
+    def expert(self, e: int) -> tuple[DeviceInt4, DeviceInt4]:
+        """The two matrices of expert `e`, on this object's memory."""
+        s, of = self.shape, self._struct
+        columns = 32 * -(-s.intermediate // 16) if s.gated else s.intermediate
+        up, down = (a.part(e * a.shape[1], (a.shape[1],), "uint8") for a in (self.gate_up, self.down))
+        return (
+            DeviceInt4(columns, s.hidden, of.gate_up_group, bool(of.gate_up_symmetric), up),
+            DeviceInt4(s.hidden, s.intermediate, of.down_group, bool(of.down_symmetric), down),
+        )
 
     @property
     def nbytes(self) -> int:

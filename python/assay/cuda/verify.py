@@ -175,7 +175,7 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         _draft_distribution(call, draft_probs, drafts, vocab)
         sampled = _processors(call, options, batch, rows, vocab, drafts, host_cu)
         names = _INT_NAMES
-        shapes = ((batch, most + 1), (batch,), (batch,), (batch,), (batch, most), (batch, lib.ASSAY_COUNTERS))
+        shapes = _shapes(batch, most)
         given = (None,) * len(names) if out is None else out
         if not isinstance(given, tuple | list) or len(given) != len(names):
             raise TypeError(f"out: expected ({', '.join(names)}), got {type(out).__name__}")
@@ -204,6 +204,15 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
             raise ValueError(f"target_logits: expected fewer than 2^31 blocks of 2048 logits, got {list(logits.shape)}")
         check(lib.assay_cuda_verify(args, here.workspace(size, "verify"), size, here.stream), "verify")
     return results, logprobs, sampled
+
+
+def _shapes(batch: int, most: int) -> tuple[tuple[int, ...], ...]:
+    return ((batch, most + 1), (batch,), (batch,), (batch,), (batch, most), (batch, lib.ASSAY_COUNTERS))
+
+
+def outputs(batch: int, max_drafts: int, device: int = 0) -> tuple[DeviceArray, ...]:
+    """What :func:`assay.verify` takes as `out` for so many requests of at most so many drafts: int32 arrays."""
+    return tuple(DeviceArray(shape, "int32", device) for shape in _shapes(batch, max_drafts))
 
 
 def _offsets(call: _Call, cu: Any, rows: int, max_drafts: int | None) -> tuple[np.ndarray | None, int, int, int]:

@@ -6,6 +6,7 @@ at an even place are a finite float16 scale, neither subnormal nor large. It rep
 """
 
 import mmap
+from typing import Any
 
 import numpy as np
 
@@ -19,39 +20,16 @@ MIN_BYTES = 256 << 20
 PERIOD_BYTES = 64 << 20
 
 
-class Arena:
-    """Noise larger than the cache.
+class Ring:
+    """Memory whose pieces are handed out in turn; `data` is the whole, `period` a copy of its first period on the host."""
 
-    Parameters
-    ----------
-    machine
-        Its last-level cache decides the size; an eighth of the free memory is the most.
-    seed
-        Of the noise.
-    nbytes
-        The size wanted, instead of `CACHES` last-level caches.
-    at_least
-        What one call may read: the arena is a quarter larger, if memory allows.
+    data: Any
+    period: np.ndarray
 
-    Attributes
-    ----------
-    data : numpy.ndarray
-        uint8, the whole, on huge pages if granted; a multiple of a page.
-    """
-
-    def __init__(self, machine: Machine, seed: int = 0, nbytes: float | None = None, at_least: float = 0.0) -> None:
-        wanted = max(CACHES * machine.last_level_cache_bytes, MIN_BYTES) if nbytes is None else nbytes
-        wanted = max(wanted, 1.25 * at_least)
-        size = int(min(wanted, (memory_bytes("MemAvailable") or 8 * wanted) / 8))
-        size = max(size // mmap.PAGESIZE, 2) * mmap.PAGESIZE
-        self.data = aligned_empty(size)
-        period = self.data[: min(PERIOD_BYTES, size)]
-        self.period = _fill(period, seed)
-        for at in range(period.nbytes, size, period.nbytes):
-            self.data[at : at + period.nbytes] = period[: size - at]
+    def __init__(self) -> None:
         self._at = 0
 
-    def take(self, nbytes: int) -> np.ndarray:
+    def take(self, nbytes: int) -> Any:
         """The next `nbytes` on a cache line; from the start again where they would not fit.
 
         Raises
@@ -63,7 +41,7 @@ class Arena:
             raise ValueError(f"arena: expected at most {self.data.nbytes} bytes, got {nbytes}")
         return self._piece(self._at, nbytes)
 
-    def take_slot(self, nbytes: int) -> tuple[int, np.ndarray]:
+    def take_slot(self, nbytes: int) -> tuple[int, Any]:
         """The next of the `slots` of `nbytes` within a period, and which of them it is: equal ones have equal content."""
         slots, period = self.slots(nbytes), self.period.nbytes
         lap, within = divmod(self._at, period)
@@ -86,14 +64,50 @@ class Arena:
             raise ValueError(f"arena: expected at most {self.period.nbytes} bytes, got {nbytes}")
         return self.period.nbytes // nbytes
 
-    def _piece(self, at: int, nbytes: int) -> np.ndarray:
+    def _piece(self, at: int, nbytes: int) -> Any:
         if at + nbytes > self.data.nbytes:
             at = 0
         self._at = -(-(at + nbytes) // 64) * 64
+        return self._part(at, nbytes)
+
+    def _part(self, at: int, nbytes: int) -> Any:
         return self.data[at : at + nbytes]
 
 
-def _fill(period: np.ndarray, seed: int) -> np.ndarray:
+class Arena(Ring):
+    """Noise larger than the cache.
+
+    Parameters
+    ----------
+    machine
+        Its last-level cache decides the size; an eighth of the free memory is the most.
+    seed
+        Of the noise.
+    nbytes
+        The size wanted, instead of `CACHES` last-level caches.
+    at_least
+        What one call may read: the arena is a quarter larger, if memory allows.
+
+    Attributes
+    ----------
+    data : numpy.ndarray
+        uint8, the whole, on huge pages if granted; a multiple of a page.
+    """
+
+    def __init__(self, machine: Machine, seed: int = 0, nbytes: float | None = None, at_least: float = 0.0) -> None:
+        super().__init__()
+        wanted = max(CACHES * machine.last_level_cache_bytes, MIN_BYTES) if nbytes is None else nbytes
+        wanted = max(wanted, 1.25 * at_least)
+        size = int(min(wanted, (memory_bytes("MemAvailable") or 8 * wanted) / 8))
+        size = max(size // mmap.PAGESIZE, 2) * mmap.PAGESIZE
+        self.data = aligned_empty(size)
+        period = self.data[: min(PERIOD_BYTES, size)]
+        self.period = fill(period, seed)
+        for at in range(period.nbytes, size, period.nbytes):
+            self.data[at : at + period.nbytes] = period[: size - at]
+
+
+def fill(period: np.ndarray, seed: int) -> np.ndarray:
     """Noise into uint8 memory; the float32 view of it."""
     noise = period[: period.nbytes // 4 * 4].view(np.float32)
     np.random.default_rng([seed, 7]).standard_normal(out=noise, dtype=np.float32)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from time import perf_counter_ns
+from typing import Any
 
 Call = Callable[[], object]
 Clock = Callable[[], int]
@@ -50,6 +51,8 @@ class Timer:
         self._per_sample: int | None = None
         #: Seconds per call, one entry a sample.
         self.samples: list[float] = []
+        #: Of a CPU nothing is read meanwhile.
+        self.conditions: dict[str, Any] | None = None
 
     def call(self) -> object:
         """Makes the next call of the rotation."""

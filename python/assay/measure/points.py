@@ -10,6 +10,9 @@ from typing import Any
 
 from ..profile import GEMM_OPS
 
+#: Products that this machine's CPU has kernels for.
+HOST_GEMM_OPS = ("w4a8_gemm", "w4a16_gemm", "w8a8_gemm")
+
 #: (N, K) with where they occur. Named so that benchmarks and documents speak of the same things.
 GEMM_SHAPES = {
     "llama-8b-attn": (4096, 4096),
@@ -54,7 +57,7 @@ class Point:
         """Short name for a table or a benchmark's id."""
         p = self.params
         if self.op in GEMM_OPS:
-            kind = "" if p["symmetric"] else "-asym"
+            kind = ("" if p["symmetric"] else "-asym") + ("-cached" if p.get("resident") == "llc" else "")
             return f"{p['n']}x{p['k']}-g{p['group_size']}{kind}-m{p['m']}-t{self.threads}"
         if self.op == "moe_route":
             return f"t{p['tokens']}-e{p['num_experts']}-k{p['top_k']}-t{self.threads}"
@@ -104,19 +107,21 @@ def packed_bytes(n: int, k: int, group_size: int, symmetric: bool, bits: int = 4
     return float(-(-n // 32) * tile)
 
 
-def _gemm(
+def gemm_point(
     op: str, shape: str, m: int, threads: int, held_out: bool, group_size: int = 32, symmetric: bool = True
 ) -> Point:
+    """A product with the weights of `GEMM_SHAPES`."""
     n, k = GEMM_SHAPES[shape]
     params = {"m": m, "n": n, "k": k, "group_size": group_size, "symmetric": symmetric}
     return Point(op, threads, params, held_out)
 
 
-def _route(tokens: int, num_experts: int, top_k: int, threads: int, held_out: bool) -> Point:
+def route_point(tokens: int, num_experts: int, top_k: int, threads: int, held_out: bool) -> Point:
+    """Routing."""
     return Point("moe_route", threads, {"tokens": tokens, "num_experts": num_experts, "top_k": top_k}, held_out)
 
 
-def _experts(layer: str, tokens: int, threads: int, held_out: bool) -> Point:
+def experts_point(layer: str, tokens: int, threads: int, held_out: bool) -> Point:
     """A layer that a batch of independent tokens goes through: as many experts as uniform routing touches."""
     experts, top_k, hidden, width = EXPERT_LAYERS[layer]
     touched = round(experts * (1.0 - (1.0 - top_k / experts) ** tokens))
@@ -127,7 +132,8 @@ def _experts(layer: str, tokens: int, threads: int, held_out: bool) -> Point:
     return Point("moe_experts", threads, params, held_out)
 
 
-def _verify(batch: int, num_draft: int, vocab: int, rule: str, threads: int, held_out: bool) -> Point:
+def verify_point(batch: int, num_draft: int, vocab: int, rule: str, threads: int, held_out: bool) -> Point:
+    """Verification of chains of equal length."""
     params = {"batch": batch, "num_draft": num_draft, "vocab": vocab, "rule": rule}
     return Point("chain_verify", threads, params, held_out)
 
@@ -163,14 +169,16 @@ def candidates(threads: list[int]) -> list[Point]:
     batches = ((1, 0), (1, 1), (1, 4), (1, 8), (2, 2), (4, 0), (4, 4), (8, 1), (16, 1), (32, 0))
     found = []
     for t in threads:
-        found += [_gemm(op, shape, m, t, False) for op in GEMM_OPS for shape in shapes for m in widths]
-        found += [_route(n, e, k, t, False) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+        found += [gemm_point(op, shape, m, t, False) for op in HOST_GEMM_OPS for shape in shapes for m in widths]
+        found += [route_point(n, e, k, t, False) for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
                   for e, k in ((8, 2), (64, 8), (128, 8))]  # fmt: skip
         found += [
-            _experts(layer, n, t, False) for layer in ("olmoe", "mixtral") for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+            experts_point(layer, n, t, False)
+            for layer in ("olmoe", "mixtral")
+            for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
         ]
-        found += [_experts("olmoe", n, t, False) for n in (48, 64, 96, 128, 192, 256)]
-        found += [_verify(b, d, v, rule, t, False) for rule in ("greedy", "rejection") for v in (32000, 128256, 262144)
+        found += [experts_point("olmoe", n, t, False) for n in (48, 64, 96, 128, 192, 256)]
+        found += [verify_point(b, d, v, rule, t, False) for rule in ("greedy", "rejection") for v in (32000, 128256, 262144)
                   for b, d in batches]  # fmt: skip
     return found
 
@@ -178,71 +186,71 @@ def candidates(threads: list[int]) -> list[Point]:
 def _gemm_points(t: int, full: bool) -> list[Point]:
     widths = (1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64)
     fitted = ("llama-8b-attn", "gemma-270m-ffn", "olmoe-attn")
-    points = [_gemm("w4a8_gemm", shape, m, t, False) for shape in fitted for m in widths]
+    points = [gemm_point("w4a8_gemm", shape, m, t, False) for shape in fitted for m in widths]
     # Kernels take rows in blocks, and so the time has steps: every width that a verification has is measured on one shape.
-    points += [_gemm("w4a8_gemm", "llama-8b-attn", m, t, False) for m in (*range(1, 17), 24, 48)]
-    points += [_gemm("w4a8_gemm", "llama-8b-down", m, t, False) for m in (1, 4, 16)]
-    points += [_gemm("w4a8_gemm", "gemma-270m-head", m, t, False) for m in (1, 4)]
-    points += [_gemm("w4a8_gemm", "gemma-270m-kv", m, t, False) for m in (1, 8)]
+    points += [gemm_point("w4a8_gemm", "llama-8b-attn", m, t, False) for m in (*range(1, 17), 24, 48)]
+    points += [gemm_point("w4a8_gemm", "llama-8b-down", m, t, False) for m in (1, 4, 16)]
+    points += [gemm_point("w4a8_gemm", "gemma-270m-head", m, t, False) for m in (1, 4)]
+    points += [gemm_point("w4a8_gemm", "gemma-270m-kv", m, t, False) for m in (1, 8)]
     # Held out: shapes never fitted, and widths between the fitted ones.
-    points += [_gemm("w4a8_gemm", "llama-8b-kv", m, t, True) for m in (1, 3, 8, 32)]
-    points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True) for m in (1, 2, 4, 6, 16)]
-    points += [_gemm("w4a8_gemm", "llama-8b-up", m, t, True) for m in (1, 4, 8)]
-    points += [_gemm("w4a8_gemm", "olmoe-attn", m, t, True) for m in (7, 10, 24, 40)]
-    points += [_gemm("w4a8_gemm", "qwen3-expert-up", m, t, True) for m in (1, 4)]
+    points += [gemm_point("w4a8_gemm", "llama-8b-kv", m, t, True) for m in (1, 3, 8, 32)]
+    points += [gemm_point("w4a8_gemm", "phi3-qkv", m, t, True) for m in (1, 2, 4, 6, 16)]
+    points += [gemm_point("w4a8_gemm", "llama-8b-up", m, t, True) for m in (1, 4, 8)]
+    points += [gemm_point("w4a8_gemm", "olmoe-attn", m, t, True) for m in (7, 10, 24, 40)]
+    points += [gemm_point("w4a8_gemm", "qwen3-expert-up", m, t, True) for m in (1, 4)]
     narrow = ("llama-8b-attn", "gemma-270m-ffn")
-    points += [_gemm("w8a8_gemm", shape, m, t, False) for shape in narrow for m in (1, 2, 4, 8, 16, 64)]
-    points += [_gemm("w8a8_gemm", "gemma-270m-head", m, t, False) for m in (1, 4)]
-    points += [_gemm("w8a8_gemm", "gemma-270m-kv", m, t, False) for m in (1, 8)]
-    points += [_gemm("w8a8_gemm", "olmoe-attn", m, t, True) for m in (1, 3, 6, 32)]
-    points += [_gemm("w8a8_gemm", "llama-8b-kv", m, t, True) for m in (1, 12)]
-    points += [_gemm("w8a8_gemm", "phi3-qkv", m, t, True) for m in (1, 4)]
+    points += [gemm_point("w8a8_gemm", shape, m, t, False) for shape in narrow for m in (1, 2, 4, 8, 16, 64)]
+    points += [gemm_point("w8a8_gemm", "gemma-270m-head", m, t, False) for m in (1, 4)]
+    points += [gemm_point("w8a8_gemm", "gemma-270m-kv", m, t, False) for m in (1, 8)]
+    points += [gemm_point("w8a8_gemm", "olmoe-attn", m, t, True) for m in (1, 3, 6, 32)]
+    points += [gemm_point("w8a8_gemm", "llama-8b-kv", m, t, True) for m in (1, 12)]
+    points += [gemm_point("w8a8_gemm", "phi3-qkv", m, t, True) for m in (1, 4)]
     wide = ("llama-8b-attn", "olmoe-attn")
-    points += [_gemm("w4a16_gemm", shape, m, t, False) for shape in wide for m in (1, 2, 4, 8, 16)]
-    points += [_gemm("w4a16_gemm", "phi3-qkv", m, t, True) for m in (1, 4)]
-    points += [_gemm("w4a16_gemm", "llama-8b-kv", m, t, True) for m in (1, 4, 12)]
+    points += [gemm_point("w4a16_gemm", shape, m, t, False) for shape in wide for m in (1, 2, 4, 8, 16)]
+    points += [gemm_point("w4a16_gemm", "phi3-qkv", m, t, True) for m in (1, 4)]
+    points += [gemm_point("w4a16_gemm", "llama-8b-kv", m, t, True) for m in (1, 4, 12)]
     if full:
-        points += [_gemm("w4a8_gemm", shape, m, t, False) for shape in fitted for m in (128, 256, 512)]
-        points += [_gemm("w4a8_gemm", "gemma-270m-head", m, t, True) for m in (2, 3)]
-        points += [_gemm("w4a8_gemm", "qwen3-expert-up", m, t, True) for m in (1, 4, 16, 64)]
-        points += [_gemm("w4a8_gemm", "qwen3-expert-down", m, t, True) for m in (1, 4, 16, 64)]
-        points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True) for m in (64, 192, 512)]
+        points += [gemm_point("w4a8_gemm", shape, m, t, False) for shape in fitted for m in (128, 256, 512)]
+        points += [gemm_point("w4a8_gemm", "gemma-270m-head", m, t, True) for m in (2, 3)]
+        points += [gemm_point("w4a8_gemm", "qwen3-expert-up", m, t, True) for m in (1, 4, 16, 64)]
+        points += [gemm_point("w4a8_gemm", "qwen3-expert-down", m, t, True) for m in (1, 4, 16, 64)]
+        points += [gemm_point("w4a8_gemm", "phi3-qkv", m, t, True) for m in (64, 192, 512)]
         for group_size, symmetric in ((128, True), (32, False), (128, False)):
             kind: dict[str, Any] = {"group_size": group_size, "symmetric": symmetric}
-            points += [_gemm("w4a8_gemm", shape, m, t, False, **kind) for shape in fitted for m in widths]
-            points += [_gemm("w4a8_gemm", "phi3-qkv", m, t, True, **kind) for m in (1, 3, 8, 24)]
-            points += [_gemm("w4a8_gemm", "llama-8b-up", m, t, True, **kind) for m in (1, 4)]
-        points += [_gemm("w8a8_gemm", shape, m, t, False) for shape in narrow for m in (3, 5, 6, 12, 32, 128, 512)]
-        points += [_gemm("w8a8_gemm", "llama-8b-up", m, t, True) for m in (1, 4, 24)]
-        points += [_gemm("w4a16_gemm", shape, m, t, False) for shape in wide for m in (32, 64, 128)]
-        points += [_gemm("w4a16_gemm", "phi3-qkv", m, t, True) for m in (24, 64)]
+            points += [gemm_point("w4a8_gemm", shape, m, t, False, **kind) for shape in fitted for m in widths]
+            points += [gemm_point("w4a8_gemm", "phi3-qkv", m, t, True, **kind) for m in (1, 3, 8, 24)]
+            points += [gemm_point("w4a8_gemm", "llama-8b-up", m, t, True, **kind) for m in (1, 4)]
+        points += [gemm_point("w8a8_gemm", shape, m, t, False) for shape in narrow for m in (3, 5, 6, 12, 32, 128, 512)]
+        points += [gemm_point("w8a8_gemm", "llama-8b-up", m, t, True) for m in (1, 4, 24)]
+        points += [gemm_point("w4a16_gemm", shape, m, t, False) for shape in wide for m in (32, 64, 128)]
+        points += [gemm_point("w4a16_gemm", "phi3-qkv", m, t, True) for m in (24, 64)]
     return points
 
 
 def _route_points(t: int, full: bool) -> list[Point]:
     tokens = (1, 8, 64, 256, 1024) if not full else (1, 4, 16, 64, 256, 512, 1024, 2048)
-    points = [_route(n, e, k, t, False) for n in tokens for e, k in ((8, 2), (64, 8), (128, 8))]
-    points += [_route(n, 32, 4, t, True) for n in (1, 16, 128, 512)]
-    points += [_route(n, 256, 8, t, True) for n in (2, 32)]
+    points = [route_point(n, e, k, t, False) for n in tokens for e, k in ((8, 2), (64, 8), (128, 8))]
+    points += [route_point(n, 32, 4, t, True) for n in (1, 16, 128, 512)]
+    points += [route_point(n, 256, 8, t, True) for n in (2, 32)]
     return points
 
 
 def _expert_points(t: int, full: bool) -> list[Point]:
     tokens = (1, 2, 4, 8, 16, 32, 64, 128, 256) if full else (1, 2, 4, 8, 32, 256)
-    points = [_experts("olmoe", n, t, False) for n in tokens]
-    points += [_experts("mixtral", n, t, False) for n in ((1, 4, 16) if full else (1,))]
-    points += [_experts("qwen3-30b-a3b", n, t, True) for n in ((1, 3, 8, 24, 96, 256) if full else (1, 4, 16, 64))]
-    return points + [_experts("gpt-oss-20b", n, t, True) for n in ((1, 4, 16, 64) if full else (1, 8))]
+    points = [experts_point("olmoe", n, t, False) for n in tokens]
+    points += [experts_point("mixtral", n, t, False) for n in ((1, 4, 16) if full else (1,))]
+    points += [experts_point("qwen3-30b-a3b", n, t, True) for n in ((1, 3, 8, 24, 96, 256) if full else (1, 4, 16, 64))]
+    return points + [experts_point("gpt-oss-20b", n, t, True) for n in ((1, 4, 16, 64) if full else (1, 8))]
 
 
 def _verify_points(t: int, full: bool) -> list[Point]:
     points: list[Point] = []
     for rule in ("greedy", "rejection"):
-        points += [_verify(b, d, v, rule, t, False) for v in (32000, 128256) for b, d in ((1, 0), (1, 4), (4, 3))]
-        points += [_verify(64, 0, 32000, rule, t, False), _verify(1, 0, 262144, rule, t, False)]
-        points += [_verify(1, 2, 152064, rule, t, True), _verify(2, 5, 50304, rule, t, True)]
-        points += [_verify(1, 8, 32000, rule, t, True), _verify(16, 0, 100352, rule, t, True)]
+        points += [verify_point(b, d, v, rule, t, False) for v in (32000, 128256) for b, d in ((1, 0), (1, 4), (4, 3))]
+        points += [verify_point(64, 0, 32000, rule, t, False), verify_point(1, 0, 262144, rule, t, False)]
+        points += [verify_point(1, 2, 152064, rule, t, True), verify_point(2, 5, 50304, rule, t, True)]
+        points += [verify_point(1, 8, 32000, rule, t, True), verify_point(16, 0, 100352, rule, t, True)]
         if full:
-            points += [_verify(b, d, 128256, rule, t, False) for b, d in ((1, 8), (1, 16), (8, 4), (8, 1))]
-            points += [_verify(8, 4, 32000, rule, t, False), _verify(1, 4, 262144, rule, t, True)]
+            points += [verify_point(b, d, 128256, rule, t, False) for b, d in ((1, 8), (1, 16), (8, 4), (8, 1))]
+            points += [verify_point(8, 4, 32000, rule, t, False), verify_point(1, 4, 262144, rule, t, True)]
     return points

@@ -33,7 +33,7 @@ def gpu_watts() -> tuple[dict[str, float], str]:
     try:
         import pynvml
     except ImportError:
-        return {}, "nvidia-ml-py is not installed"
+        return {}, "nvidia-ml-py is not installed (pip install 'assay[gpu]')"
     try:
         pynvml.nvmlInit()
         try:

@@ -1,27 +1,22 @@
 """The calibration run: points in turns, in several passes, saved as it goes, resumed where it stopped."""
 
 import os
-import platform
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
-from .. import __version__, machine, profile
+from .. import __version__, profile
 from ..cost import roofs as cost_roofs
 from ..cost import stored, uncertainty
 from ..errors import AssayError, ProfileError
-from ..ops import info
-from .arena import Arena
-from .clock import Timer
-from .points import Point, candidates, grid
-from .power import Meter
-from .roofs import Roofs
-from .workloads import Workloads
+from .device import Device, Host, PointTimer
+from .points import Point
 
 #: Seconds of measuring, and passes over the points that they are divided into at first.
 BUDGET_S = {"quick": 28.0, "full": 300.0}
@@ -32,8 +27,6 @@ GRID_SHARE = 0.6
 ROUND_POINTS, TARGET_DEVIATION = 8, 0.03
 #: A killed process loses at most this much.
 SAVE_EVERY_S = 2.0
-#: Below this ratio of int8 peaks two threads share one core: everything measured at two threads is then one core's.
-ONE_CORE_RATIO = 1.7
 
 #: Called with the seconds of work done since the last call, and what comes next.
 Progress = Callable[[float, str], None]
@@ -57,17 +50,38 @@ class InterruptedRunError(AssayError):
 
 @dataclass
 class _Series:
-    """A point's samples so far."""
+    """A point's samples so far; never both such as were taken while the clocks were held back and others."""
 
     point: Point
     variant: str = ""
     times: list[float] | None = None
     near: dict[str, list[float]] | None = None
+    conditions: dict[str, Any] | None = None
+    discarded: int = 0
 
-    def add(self, times: list[float], near: dict[str, float]) -> None:
+    @property
+    def throttled(self) -> bool:
+        return bool((self.conditions or {}).get("throttled"))
+
+    def add(self, times: list[float], near: dict[str, float], conditions: dict[str, Any] | None) -> None:
+        slowed = bool((conditions or {}).get("throttled"))
+        if self.times and slowed and not self.throttled:
+            self.discarded += len(times)
+            return
+        if self.times and self.throttled and not slowed:
+            self.discarded += len(self.times)
+            self.times = self.near = None
         self.times = [*(self.times or []), *times]
         kept = self.near or {}
         self.near = {name: [*kept.get(name, []), value] for name, value in near.items()}
+        if conditions:
+            joules = {k: v for k, v in (self.conditions or {}).items() if k == "energy_j"}
+            self.conditions = joules | conditions
+
+    def described(self) -> dict[str, Any] | None:
+        """The conditions, as the profile has them."""
+        more = {"discarded_samples": self.discarded} if self.discarded else {}
+        return {**(self.conditions or {}), **more} or None
 
 
 def partial_path(path: str | os.PathLike[str]) -> Path:
@@ -82,7 +96,7 @@ class Run:
     ----------
     mode : {"quick", "full"}
     threads
-        Thread counts to measure at.
+        Thread counts of the CPU to measure at.
     seed
         Of the data and of the order of the points.
     path
@@ -90,7 +104,9 @@ class Run:
     budget_s
         Seconds of measuring (set-up and checks come on top); default by mode.
     points
-        Default: :func:`assay.measure.points.grid`.
+        Default: the device's grid.
+    device
+        Default: this machine's CPU.
     """
 
     def __init__(
@@ -103,53 +119,38 @@ class Run:
         budget_s: float | None = None,
         command: list[str] | None = None,
         points: list[Point] | None = None,
+        device: Device | None = None,
     ) -> None:
-        self.mode, self.threads, self.seed, self.path = mode, threads, seed, Path(path)
+        self.device: Device = device or Host(threads, seed)
+        self.mode, self.threads, self.seed, self.path = mode, self.device.threads, seed, Path(path)
         self.budget_s = BUDGET_S[mode] if budget_s is None else budget_s
         self.command = command or ["assay", "calibrate", f"--{mode}"]
         self.notes: list[str] = []
         self.refinement: dict[str, float] = {}
         self.measured_s = 0.0
-        self._meter = Meter()
-        isa = tuple(t["isa"] for t in info.isa_tiers() if t["supported"])
-        self.machine = machine.describe(isa)
-        chosen = grid(mode, threads) if points is None else points
+        chosen = self.device.grid(mode) if points is None else points
         order = np.random.default_rng(seed).permutation(len(chosen))
         self._series = [_Series(chosen[i]) for i in order]
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._earlier_roofs: dict[tuple[str, int], list[float]] = {}
-        self._roofs: Roofs | None = None
         self._saved_at = perf_counter()
         self._reported_s = 0.0
 
     # ---- what is known so far ----
 
     def _readings(self) -> dict[tuple[str, int], list[float]]:
-        now = self._roofs.readings if self._roofs else {}
+        now = self.device.readings()
         keys = [*self._earlier_roofs, *(key for key in now if key not in self._earlier_roofs)]
         return {key: [*self._earlier_roofs.get(key, []), *now.get(key, [])] for key in keys}
 
     def collect(self, complete: bool) -> profile.Profile:
         """The samples as a profile; fitted when complete."""
-        here = self.machine
         made = profile.Profile(
             created_utc=self._started,
             command=self.command,
             seed=self.seed,
-            package={"assay": __version__, "kernels": info.kernel_versions(), "compiler": info.compiler()},
-            machine=profile.Machine(
-                fingerprint=here.fingerprint(),
-                cpu=here.cpu,
-                isa=here.isa,
-                cores=here.cores,
-                memory_bytes=here.memory_bytes,
-                caches={"l1d_bytes": here.l1d_bytes, "l2_bytes": here.l2_bytes, "l3_bytes": here.l3_bytes},
-                os=here.os,
-                numpy=np.__version__,
-                python=platform.python_version(),
-                extra={"cpu_id": here.cpu_id, "architecture": here.architecture, "virtual": here.virtual}
-                | ({"power": self._meter.reading()} if complete else {}),
-            ),
+            package={"assay": __version__, "kernels": self.device.kernels(), "compiler": self.device.compiler()},
+            machine=self.device.machine(complete),
             settings={
                 "mode": self.mode, "threads": self.threads, "budget_s": self.budget_s,
                 "measured_s": round(self.measured_s, 3), "notes": self.notes, "refinement": self.refinement,
@@ -160,6 +161,7 @@ class Run:
                     s.point.op, s.variant, s.point.threads, s.point.params, moved_bytes=s.point.bytes, ops=s.point.ops,
                     time_s=s.times, held_out=s.point.held_out,
                     roof_near={name: statistics.median(values) for name, values in (s.near or {}).items()},
+                    conditions=s.described(),
                 )
                 for s in self._series if s.times
             ],
@@ -200,6 +202,8 @@ class Run:
             series.variant = sample.variant
             series.times = list(sample.time_s)
             series.near = {name: [value] for name, value in (sample.roof_near or {}).items()}
+            series.conditions = dict(sample.conditions) if sample.conditions else None
+            series.discarded = int((series.conditions or {}).pop("discarded_samples", 0))
         self._earlier_roofs = {(roof.name, roof.threads): list(roof.samples) for roof in old.roofs}
         self.measured_s = float(old.settings.get("measured_s", 0.0))
         self._started = old.created_utc
@@ -228,7 +232,9 @@ class Run:
         except KeyboardInterrupt:
             profile.save(self.collect(complete=False), partial_path(self.path))
             raise InterruptedRunError(partial_path(self.path), sum(1 for s in self._series if s.times)) from None
-        self._note_one_core()
+        self.notes += self.device.notes(self._readings())
+        if flagged := sum(s.throttled for s in self._series):
+            self.notes.append(f"{flagged} points were only measured while the clocks were held back, and say so")
         self._report(progress, "fitting")
         done = self.collect(complete=True)
         profile.save(done, self.path)
@@ -238,64 +244,77 @@ class Run:
     def _measure(self, progress: Progress) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._report(progress, "roofs")
-        arena = Arena(self.machine, self.seed, at_least=max(s.point.bytes for s in self._series))
-        self._leave_out(arena.data.nbytes)
-        self._roofs = Roofs(self.machine, self.threads, arena)
-        workloads = Workloads(arena, self.seed)
+        size = self.device.prepare(max(s.point.bytes for s in self._series))
+        self._leave_out(size)
         grid_s = self.budget_s * (GRID_SHARE if self.mode == "full" else 1.0)
         visit_s = grid_s / PASSES[self.mode] / max(len(self._series), 1)
         queue = sorted(
             self._series, key=lambda s: s.times is not None
         )  # when resuming, points without samples come first
-        timers: list[Timer | None] = [None] * len(queue)
+        timers: list[PointTimer | None] = [None] * len(queue)
         while self.measured_s < grid_s or not all(s.times for s in self._series):
             self._measure_roofs()
             for i, series in enumerate(queue):
                 if self.measured_s >= grid_s and all(s.times for s in self._series):
                     break
-                timers[i] = self._visit(series, timers[i], workloads, visit_s, progress)
+                timers[i] = self._visit(series, timers[i], visit_s, progress)
         if self.mode == "full":
-            self._refine(workloads, visit_s * PASSES[self.mode], arena.data.nbytes, progress)
+            self._refine(visit_s * PASSES[self.mode], size, progress)
+        for i, series in enumerate(queue):
+            if series.throttled:
+                timers[i] = self._visit(series, timers[i], visit_s, progress)
+        self._count_joules(queue, timers, progress)
+
+    def _count_joules(self, queue: list[_Series], timers: list[PointTimer | None], progress: Progress) -> None:
+        """Energy of the two largest points of every op: in bytes, and in operations."""
+        chosen: set[int] = set()
+        for op in {series.point.op for series in queue}:
+            mine = [i for i, series in enumerate(queue) if series.point.op == op]
+            chosen |= {max(mine, key=lambda i: queue[i].point.bytes), max(mine, key=lambda i: queue[i].point.ops)}
+        for i in sorted(chosen):
+            series = queue[i]
+            if series.conditions is None or "energy_j" in series.conditions:
+                continue
+            self._report(progress, f"energy of {series.point.op}")
+            begun = perf_counter()
+            timer = timers[i] or self.device.timer(series.point)[1]
+            if (joules := self.device.joules(timer)) is not None:
+                series.conditions["energy_j"] = joules
+            self.measured_s += perf_counter() - begun
 
     def _leave_out(self, nbytes: int) -> None:
         """Drops the points whose calls would read more than the arena has."""
         kept = [s for s in self._series if s.point.bytes <= nbytes]
         if left := len(self._series) - len(kept):
-            self.notes.append(f"{left} points were left out: they need more than an eighth of the free memory")
+            self.notes.append(f"{left} points were left out: they need more than {self.device.memory_note}")
         self._series = kept
 
     def _measure_roofs(self) -> None:
-        assert self._roofs is not None
         begun = perf_counter()
-        self._roofs.measure()
+        self.device.measure_roofs()
         self.measured_s += perf_counter() - begun
 
-    def _visit(
-        self, series: _Series, timer: Timer | None, workloads: Workloads, visit_s: float, progress: Progress
-    ) -> Timer:
+    def _visit(self, series: _Series, timer: PointTimer | None, visit_s: float, progress: Progress) -> PointTimer:
         """Adds samples of one point; its timer, made and checked if there was none."""
-        assert self._roofs is not None
         self._report(progress, f"{series.point.op} {series.point.label}")
         if timer is None:
-            made = workloads.make(series.point)
-            series.variant = made.variant
-            timer = Timer(made.rotation)
+            series.variant, timer = self.device.timer(series.point)
         begun = perf_counter()
-        near = self._roofs.near(series.point.threads)
+        near = self.device.near(series.point.threads)
         before = len(timer.samples)
         timer.visit(max(visit_s - (perf_counter() - begun), visit_s / 4))
-        series.add(timer.samples[before:], near)
+        series.add(timer.samples[before:], near, timer.conditions)
         self.measured_s += perf_counter() - begun
         if perf_counter() - self._saved_at > SAVE_EVERY_S:
             profile.save(self.collect(complete=False), partial_path(self.path))
             self._saved_at = perf_counter()
         return timer
 
-    def _refine(self, workloads: Workloads, visit_s: float, most_bytes: int, progress: Progress) -> None:
+    def _refine(self, visit_s: float, most_bytes: int, progress: Progress) -> None:
         """Measures where the model is least sure until it is sure enough everywhere, or the time is spent."""
         rng = np.random.default_rng([self.seed, 1])
         done = {series.point.key for series in self._series}
-        open_points = [p for p in candidates(self.threads) if p.key not in done and p.bytes <= most_bytes]
+        open_points = [p for p in self.device.candidates() if p.key not in done and p.bytes <= most_bytes]
         grid_points = len(self._series)
         largest = 0.0
         while open_points and self.measured_s < self.budget_s:
@@ -312,7 +331,7 @@ class Run:
             self._measure_roofs()
             for i in chosen:
                 series = _Series(open_points[i])
-                self._visit(series, None, workloads, visit_s, progress)
+                self._visit(series, None, visit_s, progress)
                 self._series.append(series)
             open_points = [p for i, p in enumerate(open_points) if i not in set(chosen)]
         self.refinement = {
@@ -324,14 +343,3 @@ class Run:
     def _report(self, progress: Progress, what: str) -> None:
         progress(self.measured_s - self._reported_s, what)
         self._reported_s = self.measured_s
-
-    def _note_one_core(self) -> None:
-        readings = self._readings()
-        if ("int8_peak", 1) not in readings or ("int8_peak", 2) not in readings:
-            return
-        ratio = statistics.median(readings["int8_peak", 2]) / statistics.median(readings["int8_peak", 1])
-        if ratio < ONE_CORE_RATIO:
-            self.notes.append(
-                f"two threads reached {ratio:.2f} times the int8 peak of one: they shared a core for much of this run,"
-                " and what was measured at two threads is too slow"
-            )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..cost.laws import product_of
+from ..cost.roofs import COMPUTE_ROOF, Roofs, memory_roof_name
 from ..cost.stored import load_model
 from ..profile import MATRIX_OPS, Profile, Sample
 from .points import Point
@@ -26,13 +27,13 @@ def roof_rows(profile: Profile) -> list[dict[str, Any]]:
 def point_roof(op: str, params: Mapping[str, Any], moved_bytes: float, ops: float) -> tuple[str, float]:
     """The roof that a point is held against, and its work in that roof's unit.
 
-    A GEMM of `COMPUTE_ROWS` rows and more (experts: rows each): the int8 (w4a16: float32) peak, of fewer: DRAM. Routing: the
-    cache, in which its logits lie. Verification: DRAM.
+    A GEMM of `COMPUTE_ROWS` rows and more (experts: rows each): the int8 (w4a16: float32) peak, of fewer: DRAM, or the cache
+    that its weights lie in. Routing: the cache, in which its logits lie. Verification: DRAM.
     """
     if op in MATRIX_OPS:
         if product_of(op, params).rows[0] >= COMPUTE_ROWS:
-            return ("fp32_peak" if op == "w4a16_gemm" else "int8_peak"), ops
-        return "dram_read", moved_bytes
+            return COMPUTE_ROOF[op], ops
+        return memory_roof_name(params), moved_bytes
     return ("llc_read" if op == "moe_route" else "dram_read"), moved_bytes
 
 
@@ -42,6 +43,7 @@ def roof_fraction(profile: Profile, sample: Sample) -> tuple[str, float] | None:
     Where the roof was read beside the sample that reading counts: machines drift.
     """
     name, work = point_roof(sample.op, sample.params, sample.bytes, sample.ops)
+    name = Roofs(profile.roofs).named(name)
     near = (sample.roof_near or {}).get(name)
     roof = profile.roof(name, sample.threads)
     ceiling = near or (roof.median if roof else None)

@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, cycle
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from .. import reference
 from ..errors import AssayError
 from ..ops import info, int4, int8, moe, moe_experts, speculative
-from .arena import Arena
+from ..profile import GEMM_OPS
+from .arena import Ring
 from .clock import Call
 from .points import Point, expert_matrices, packed_bytes
 
@@ -30,6 +31,112 @@ KERNELS = {
     "moe_experts": "int4_gemm",
     "chain_verify": "spec_verify",
 }
+
+
+class Data(Protocol):
+    """Where the data of calls lie, and how ops are called on data there."""
+
+    @property
+    def arena(self) -> Ring:
+        """What weights and logits are pieces of."""
+        ...
+
+    #: Of a product with 16-bit activations: the largest error, as a share of the largest value.
+    float_error: float
+
+    def variant(self, op: str) -> str:
+        """The kernel that an op runs."""
+        ...
+
+    def put(self, array: np.ndarray) -> Any:
+        """The array, there."""
+        ...
+
+    def get(self, array: Any) -> np.ndarray:
+        """An array from there, once it is written."""
+        ...
+
+    def activations(self, op: str, array: np.ndarray) -> Any:
+        """float32 activations as the op takes them there."""
+        ...
+
+    def matrix_bytes(self, op: str, n: int, k: int, group_size: int, symmetric: bool) -> int:
+        """Bytes of packed weights."""
+        ...
+
+    def matrix(self, op: str, n: int, k: int, group_size: int, symmetric: bool, data: Any) -> Any:
+        """A piece of the arena as weights of an op."""
+        ...
+
+    def head(self, w: Any, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """The first columns of such weights, as the reference takes them."""
+        ...
+
+    def experts(
+        self, shape: moe_experts.ExpertsShape, known: tuple[int, bool], data: Any, gate_up: int, down: int
+    ) -> Any:
+        """A piece of the arena as an expert layer; bytes of an expert's two matrices."""
+        ...
+
+    def logits(self, piece: Any, rows: int, vocab: int) -> Any:
+        """A piece of the arena as float32 [rows, vocab]."""
+        ...
+
+    def options(self, point: Point) -> dict[str, Any]:
+        """What a point's calls are told besides; outputs that they write, if they need them."""
+        ...
+
+
+class HostData:
+    """On the host: numpy arrays."""
+
+    float_error = 1e-4
+
+    def __init__(self, arena: Ring) -> None:
+        self.arena = arena
+        self._variants = info.kernel_versions()
+
+    def variant(self, op: str) -> str:
+        return self._variants[KERNELS[op]]
+
+    def put(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def get(self, array: Any) -> np.ndarray:
+        return np.asarray(array)
+
+    def activations(self, op: str, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def matrix_bytes(self, op: str, n: int, k: int, group_size: int, symmetric: bool) -> int:
+        return int(packed_bytes(n, k, group_size, symmetric, 8 if op == "w8a8_gemm" else 4))
+
+    def matrix(self, op: str, n: int, k: int, group_size: int, symmetric: bool, data: Any) -> Any:
+        if op == "w8a8_gemm":
+            return int8.PackedInt8(n, k, group_size, data)
+        return int4.PackedInt4(n, k, group_size, symmetric, data)
+
+    def head(self, w: Any, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        # Tiles of columns lie one behind the other: the first ones are a matrix of their own.
+        op = "w8a8_gemm" if isinstance(w, int8.PackedInt8) else ""
+        shape = (columns, w.k, w.group_size, getattr(w, "symmetric", True))
+        found: tuple[np.ndarray, np.ndarray, np.ndarray | None]
+        found = self.matrix(op, *shape, w.data[: self.matrix_bytes(op, *shape)]).unpack()
+        return found
+
+    def experts(
+        self, shape: moe_experts.ExpertsShape, known: tuple[int, bool], data: Any, gate_up: int, down: int
+    ) -> moe_experts.PackedExperts:
+        touched = shape.num_experts
+        first, rest = data[: touched * gate_up].reshape(touched, gate_up), data[touched * gate_up :]
+        return moe_experts.PackedExperts(shape, first, known, None, rest.reshape(touched, down), known, None)
+
+    def logits(self, piece: Any, rows: int, vocab: int) -> np.ndarray:
+        found: np.ndarray = piece.view(np.float32).reshape(rows, vocab)
+        return found
+
+    def options(self, point: Point) -> dict[str, Any]:
+        return {"num_threads": point.threads}
 
 
 def missed_mass(logits: np.ndarray, token: int, uniform: float) -> float:
@@ -60,15 +167,15 @@ class Workloads:
 
     Parameters
     ----------
-    arena
-        What weights and logits are pieces of.
+    data
+        Where they are; an arena is one of the host's.
     seed
         Of activations and choices.
     """
 
-    def __init__(self, arena: Arena, seed: int) -> None:
-        self._arena, self._seed = arena, seed
-        self._variants = info.kernel_versions()
+    def __init__(self, data: Data | Ring, seed: int) -> None:
+        self._data: Data = HostData(data) if isinstance(data, Ring) else data
+        self._arena, self._seed = self._data.arena, seed
         self._drafts: dict[tuple[int, int, int], np.ndarray] = {}
 
     def _rng(self, *key: int) -> np.random.Generator:
@@ -83,14 +190,12 @@ class Workloads:
             The kernel's answer is not the reference's: naming op, variant and shape.
         """
         makers: dict[str, Callable[[Point], Iterator[Call]]] = {
-            "w4a8_gemm": self._gemm,
-            "w4a16_gemm": self._gemm,
-            "w8a8_gemm": self._gemm,
+            **dict.fromkeys(GEMM_OPS, self._gemm),
             "moe_route": self._route,
             "moe_experts": self._experts,
             "chain_verify": self._verify,
         }
-        variant = self._variants[KERNELS[point.op]]
+        variant = self._data.variant(point.op)
         try:
             return Workload(variant, makers[point.op](point))
         except AssertionError as exc:
@@ -99,87 +204,88 @@ class Workloads:
     # ---- matrix products ----
 
     def _gemm(self, point: Point) -> Iterator[Call]:
-        p, threads = point.params, point.threads
+        p, op, at = point.params, point.op, self._data
         m, n, k, group_size, symmetric = (p[name] for name in ("m", "n", "k", "group_size", "symmetric"))
         products: dict[str, Callable[..., Any]] = {
             "w4a8_gemm": int4.w4a8_gemm, "w4a16_gemm": int4.w4a16_gemm, "w8a8_gemm": int8.w8a8_gemm,
+            "w4a16_gemv": partial(int4.w4a16_gemm, isa="gemv"),
         }  # fmt: skip
-        gemm = products[point.op]
-        bits = 8 if point.op == "w8a8_gemm" else 4
-        nbytes = int(packed_bytes(n, k, group_size, symmetric, bits))
+        references = {"w4a16_gemv": reference.w4a16_gemm}
+        gemm = products[op]
+        nbytes = at.matrix_bytes(op, n, k, group_size, symmetric)
+        options = at.options(point)
 
-        def matrix(data: np.ndarray, columns: int) -> Any:
-            if bits == 8:
-                return int8.PackedInt8(columns, k, group_size, data)
-            return int4.PackedInt4(columns, k, group_size, symmetric, data)
+        def weights() -> Any:
+            return at.matrix(op, n, k, group_size, symmetric, self._arena.take(nbytes))
 
-        a = self._rng(m, k).standard_normal((m, k), dtype=np.float32)
-        out = np.zeros((m, n), np.float32)
-        data = self._arena.take(nbytes)
-        gemm(a, matrix(data, n), out, num_threads=threads)
-        # Tiles of columns lie one behind the other: the first two are a matrix of their own. Two rows stand for all, since a
-        # row's bits do not depend on the others.
+        a = at.activations(op, self._rng(m, k).standard_normal((m, k), dtype=np.float32))
+        out = at.put(np.zeros((m, n), np.float32))
+        first = weights()
+        gemm(a, first, out, **options)
+        # Two rows stand for all, since a row's bits do not depend on the others.
         columns = min(n, CHECKED_COLUMNS)
-        head = data[: int(packed_bytes(columns, k, group_size, symmetric, bits))]
-        want = getattr(reference, point.op)(a[:2], *matrix(head, columns).unpack(), group_size)
-        np.testing.assert_allclose(out[:2, :columns], want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
-        weights = (matrix(self._arena.take(nbytes), n) for _ in count())
-        return (partial(gemm, a, w, out, num_threads=threads) for w in weights)
+        rows = at.get(a)[:2].astype(np.float32)
+        want = (references.get(op) or getattr(reference, op))(rows, *at.head(first, columns), group_size)
+        error = at.float_error if op.startswith("w4a16") else 1e-4
+        np.testing.assert_allclose(at.get(out)[:2, :columns], want, rtol=error, atol=error * float(np.abs(want).max()))
+        if p.get("resident") == "llc":
+            return cycle([partial(gemm, a, first, out, **options)])
+        return (partial(gemm, a, weights(), out, **options) for _ in count())
 
     # ---- experts ----
 
     def _route(self, point: Point) -> Iterator[Call]:
         """The same logits each time: in a model they have just been written, and lie in the cache."""
-        p = point.params
+        p, at = point.params, self._data
         logits = self._rng(p["tokens"], p["num_experts"]).standard_normal(
             (p["tokens"], p["num_experts"]), dtype=np.float32
         )
-        got = moe.moe_route(logits, p["top_k"], num_threads=point.threads)
+        call = partial(moe.moe_route, at.put(logits), p["top_k"], **at.options(point))
+        got = call()
         want = reference.moe_route(logits, p["top_k"], True)
-        np.testing.assert_array_equal(got.topk_ids, want[1])
-        np.testing.assert_allclose(got.topk_weights, want[0], rtol=1e-5)
-        return cycle([partial(moe.moe_route, logits, p["top_k"], num_threads=point.threads)])
+        np.testing.assert_array_equal(at.get(got.topk_ids), want[1])
+        np.testing.assert_allclose(at.get(got.topk_weights), want[0], rtol=1e-5)
+        return cycle([call])
 
     def _experts(self, point: Point) -> Iterator[Call]:
         """Tokens spread as evenly as can be over the experts that the call touches; others it has none, since they cost nothing."""
-        p = point.params
+        p, at = point.params, self._data
         hidden, width, touched = p["hidden_size"], p["intermediate_size"], p["distinct_experts"]
         shape = moe_experts.ExpertsShape(touched, hidden, width)
         known = (p["group_size"], p["symmetric"])
-        up, down = (int(packed_bytes(*nk, *known)) for nk in expert_matrices(hidden, width))
+        up, down = (at.matrix_bytes(point.op, *nk, *known) for nk in expert_matrices(hidden, width))
         rng = self._rng(p["tokens"], touched, hidden)
         # Small, so that gates stay in the range that an activation is made for.
         x = 1e-3 * rng.standard_normal((p["tokens"], hidden), dtype=np.float32)
         weights = np.full((p["tokens"], p["top_k"]), 1.0 / p["top_k"], np.float32)
         slots = np.arange(weights.size).reshape(weights.shape) % touched
-        out = np.zeros_like(x)
+        options = at.options(point)
 
-        def layer() -> moe_experts.PackedExperts:
-            data = self._arena.take(touched * (up + down))
-            gate_up, rest = data[: touched * up].reshape(touched, up), data[touched * up :].reshape(touched, down)
-            return moe_experts.PackedExperts(shape, gate_up, known, None, rest, known, None)
+        def layer() -> Any:
+            return at.experts(shape, known, self._arena.take(touched * (up + down)), up, down)
 
         def ids() -> np.ndarray:
             return rng.permutation(touched).astype(np.int32)[slots]
 
-        self._check_experts(layer(), x[:1], ids()[:1], weights[:1], point.threads)
-        routes = cycle([ids() for _ in range(ROUTES)])
-        layers = (layer() for _ in count())
-        return (
-            partial(moe_experts.moe_experts, x, next(routes), weights, w, out, num_threads=point.threads)
-            for w in layers
-        )
+        self._check_experts(layer(), x[:1], ids()[:1], weights[:1], options)
+        x, weights, out = at.put(x), at.put(weights), at.put(np.zeros_like(x))
+        routes = cycle([at.put(ids()) for _ in range(ROUTES)])
+        return (partial(moe_experts.moe_experts, x, next(routes), weights, layer(), out, **options) for _ in count())
 
-    def _check_experts(self, layer: Any, x: np.ndarray, ids: np.ndarray, weights: np.ndarray, threads: int) -> None:
+    def _check_experts(
+        self, layer: Any, x: np.ndarray, ids: np.ndarray, weights: np.ndarray, options: dict[str, Any]
+    ) -> None:
         """One token, by the package's own products and a plain activation: those are checked against the reference."""
-        got = moe_experts.moe_experts(x, ids, weights, layer, num_threads=threads)
+        at = self._data
+        there = at.put(x)
+        got = at.get(moe_experts.moe_experts(there, at.put(ids), at.put(weights), layer, **options))
         want = np.zeros_like(got)
         for expert, weight in zip(ids[0], weights[0], strict=True):
             up, down = layer.expert(int(expert))
-            tiles = int4.w4a8_gemm(x, up).reshape(-1, 2, 16)
+            tiles = at.get(int4.w4a8_gemm(there, up)).reshape(-1, 2, 16)
             gate, value = tiles[:, 0].ravel(), tiles[:, 1].ravel()
             hidden = (gate / (1.0 + np.exp(-gate)) * value)[None, : down.k].astype(np.float32)
-            want += weight * int4.w4a8_gemm(hidden, down)
+            want += weight * at.get(int4.w4a8_gemm(at.put(hidden), down))
         # The activation's last bit may round another way, and with it a code of an int8 activation: 1/127 of a group's range.
         np.testing.assert_allclose(got, want, rtol=0.02, atol=0.02 * float(np.abs(want).max()))
 
@@ -196,26 +302,33 @@ class Workloads:
 
     def _verify(self, point: Point) -> Iterator[Call]:
         """Every draft is accepted, so that each of the K + 1 rows is read."""
-        p = point.params
+        p, at = point.params, self._data
         batch, draft, vocab = p["batch"], p["num_draft"], p["vocab"]
         best = self._greedy(batch * (draft + 1), vocab)
         cu = np.arange(0, batch * draft + 1, draft, dtype=np.int32) if draft else np.zeros(batch + 1, np.int32)
         uniforms = np.full(batch * (draft + 2), 0.5)
         uniforms.reshape(batch, draft + 2)[:, :draft] = 1e-12
-        options: dict[str, Any] = {
-            "temperature": 0.0 if p["rule"] == "greedy" else 1.0, "rule": p["rule"], "uniforms": uniforms,
-        }  # fmt: skip
+        rule: dict[str, Any] = {"temperature": 0.0 if p["rule"] == "greedy" else 1.0, "rule": p["rule"]}
+        options = {**rule, **at.options(point), "uniforms": at.put(uniforms)}
+        offsets = at.put(cu)
+        drafts: dict[int, tuple[np.ndarray, Any]] = {}
 
-        def arguments() -> tuple[np.ndarray, np.ndarray]:
+        def arguments() -> tuple[Any, np.ndarray, Any]:
             slot, piece = self._arena.take_slot(4 * batch * (draft + 1) * vocab)
-            ids = np.ascontiguousarray(best[slot].reshape(batch, draft + 1)[:, :draft]).ravel()
-            return piece.view(np.float32).reshape(batch * (draft + 1), vocab), ids
+            if slot not in drafts:
+                ids = np.ascontiguousarray(best[slot].reshape(batch, draft + 1)[:, :draft]).ravel()
+                drafts[slot] = ids, at.put(ids)
+            return at.logits(piece, batch * (draft + 1), vocab), *drafts[slot]
 
-        rows, ids = arguments()
-        got = speculative.verify_chain(rows, ids, cu, **options, num_threads=point.threads)
-        assert (np.asarray(got.num_accepted) == draft).all(), f"accepted {got.num_accepted} of {draft}"
-        want = np.asarray(speculative.verify_chain(rows, ids, cu, **options, backend="reference").output_token_ids)
-        tokens = np.asarray(got.output_token_ids)
+        there, ids, ids_there = arguments()
+        got = speculative.verify_chain(there, ids_there, offsets, **options)
+        accepted = at.get(got.num_accepted)
+        assert (accepted == draft).all(), f"accepted {accepted} of {draft}"
+        rows = at.get(there)
+        want = np.asarray(
+            speculative.verify_chain(rows, ids, cu, **rule, uniforms=uniforms, backend="reference").output_token_ids
+        )
+        tokens = at.get(got.output_token_ids)
         np.testing.assert_array_equal(tokens[:, :draft], want[:, :draft])
         if p["rule"] == "greedy":
             np.testing.assert_array_equal(tokens, want)
@@ -224,6 +337,6 @@ class Workloads:
                 miss = missed_mass(row, int(token), uniforms[-1])
                 assert miss <= SAMPLED_MASS, f"token {token} is {miss:.1g} of the mass away from its uniform number"
         return (
-            partial(speculative.verify_chain, *given, cu, **options, num_threads=point.threads)
-            for given in (arguments() for _ in count())
+            partial(speculative.verify_chain, logits, ids_of, offsets, **options)
+            for logits, _, ids_of in (arguments() for _ in count())
         )

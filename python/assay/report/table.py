@@ -151,6 +151,11 @@ def op_rate(value: float) -> str:
     return quantity(value, RATES)
 
 
+def roof_value(value: float, unit: str) -> str:
+    """A roof in its unit: "21.3 GB/s", "390 Gop/s", "1.80 us"."""
+    return {"ops_per_s": op_rate, "s": seconds}.get(unit, bandwidth)(value)
+
+
 def number(value: float, low: float | None = None, high: float | None = None) -> str:
     """ "12.3 [11.0, 14.1]"."""
     return quantity(value, PLAIN, low, high)
