@@ -104,7 +104,7 @@ private:
         const uint8_t *const a = ptx::shared() + stage * kStageBytes;
         const uint8_t *const mine = a + kABytes + ptx::warp() * kWarpBytes;
         const uint32_t row = ptx::lane() % 16, half = ptx::lane() / 16;
-        const uint32_t steps_a_group = kSteps / s.groups.per_tile, group = s.groups.first_of(t);
+        const uint32_t steps_a_group = kSteps >> ptx::popc(s.groups.per_tile - 1), group = s.groups.first_of(t);
         const bool whole = folds(s, t);
         ASSAY_UNROLL
         for (uint32_t step = 0; step < kSteps; step++) {
@@ -121,8 +121,8 @@ private:
                     ptx::mma_s8(sum[m][j], left, right);
                 }
             }
-            if ((step + 1) % steps_a_group == 0 && (s.groups.per_tile > 1 || whole)) {
-                const uint32_t slot = (step + 1) / steps_a_group - 1;
+            if (((step + 1) & (steps_a_group - 1)) == 0 && (s.groups.per_tile > 1 || whole)) {
+                const uint32_t slot = (step + 1) * s.groups.per_tile / kSteps - 1;
                 if (group + slot < s.groups.count) fold(s, mine, group + slot, slot);
             }
         }

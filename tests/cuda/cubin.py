@@ -198,7 +198,7 @@ def turns(blocks: list[Block], within: str, without: str, by: tuple[str, ...]) -
     loops = defaultdict(set)
     for tail, block in enumerate(blocks):
         for head in block.next:
-            if head in reach[tail]:
+            if reach[tail] >> head & 1:
                 loops[head].add(tail)
     best: tuple[int, dict[tuple[int, ...], Turn]] = (0, {})
     for head, tails in loops.items():
@@ -208,24 +208,24 @@ def turns(blocks: list[Block], within: str, without: str, by: tuple[str, ...]) -
     return best[1]
 
 
-def _dominated(blocks: list[Block]) -> list[set[int]]:
-    """Of each block: the blocks that every way to it passes, itself too."""
+def _dominated(blocks: list[Block]) -> list[int]:
+    """Of each block, as bits of a number: the blocks that every way to it passes, itself too."""
     count = len(blocks)
-    before = defaultdict(list)
+    before = [[] for _ in blocks]
     for i, block in enumerate(blocks):
         for j in block.next:
-            if j < count:
-                before[j].append(i)
-    everything = set(range(count))
-    result = [everything] * count
-    result[0] = {0}
+            before[j].append(i)
+    everything = (1 << count) - 1
+    result = [1] + [everything] * (count - 1)
     changed = True
     while changed:
         changed = False
         for i in range(1, count):
-            sets = [result[p] for p in before[i]]
-            new = set.intersection(*sets) | {i} if sets else everything
-            if new != result[i]:
+            new = everything
+            for p in before[i]:
+                new &= result[p]
+            new |= 1 << i
+            if before[i] and new != result[i]:
                 result[i], changed = new, True
     return result
 
@@ -240,7 +240,7 @@ def _turns_from(blocks, head, tails, reach, within, without, by) -> tuple[int, d
             node, rest = stack[-1]
             for j in rest:
                 # Forward edges alone, among what the head dominates.
-                if j < len(blocks) and j not in seen and head in reach[j] and j not in reach[node]:
+                if j not in seen and reach[j] >> head & 1 and not reach[node] >> j & 1:
                     seen.add(j)
                     stack.append((j, iter(blocks[j].next)))
                     break
@@ -260,7 +260,9 @@ def _turns_from(blocks, head, tails, reach, within, without, by) -> tuple[int, d
             key = tuple(c + block.count(pattern) for c, pattern in zip(count, by, strict=True))
             here = (matches + block.count(within), slots - len(block.instructions), (*way, node))
             goals = [ends] if node in tails else []
-            goals += [ways.setdefault(j, {}) for j in block.next if j in seen and j != head and j not in reach[node]]
+            goals += [
+                ways.setdefault(j, {}) for j in block.next if j in seen and j != head and not reach[node] >> j & 1
+            ]
             for goal in goals:
                 if key not in goal or here[:2] > goal[key][:2]:
                     goal[key] = here

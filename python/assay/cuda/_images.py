@@ -72,7 +72,7 @@ def find(unit: str, major: int, minor: int) -> Image:
             raise
         raise CompilerMissingError(
             f"this build carries no code for compute capability {major}.{minor} and cannot make it: pip install '{WHEEL}', "
-            "or a wheel built with -C cmake.define.ASSAY_CUDA=ON"
+            "or a wheel built by ASSAY_CUDA=1 pip wheel ."
         ) from exc
 
 
