@@ -144,6 +144,13 @@ def test_profile(run, profile_path):
         (("--hardware", "epyc-9654", "--profile", "x"), "--profile"),
         (("--seed", "-1"), "seed"),
         (("--subscription", "-5"), "usd_per_month"),
+        (("--kwh", "1e9", "--buy", "30000"), "usd_per_kwh"),
+        (("--buy", "1e30"), "usd: expected"),
+        (("--buy", "3", "--years", "1e-9"), "years"),
+        (("--buy", "3", "--pue", "50"), "pue"),
+        (("--watts", "-4"), "--watts"),
+        (("--watts", "400"), "--profile"),
+        (("--rate", "1e300"), "rate_per_s"),
     ],
 )
 def test_bad_input_is_named(run, args, message):
