@@ -103,10 +103,33 @@ def moe_columns(distribution):
 def test_expert_loads_become_exponents():
     (table,) = read_columns(moe_columns(["balanced", "power_law_1.01", "power_law_1.2", "uniform"]), "t")
     np.testing.assert_allclose(table.sizes["alpha"], [0, 1.01, 1.2, 0])
+    np.testing.assert_array_equal(table.sizes["matrices"], 3)
     with pytest.raises(FormatError, match="distribution: expected balanced or power_law_EXPONENT, got 'zipf'"):
         read_columns(moe_columns(["zipf"]), "t")
     with pytest.raises(FormatError, match="topk: expected at most num_experts, got more in 1 of 1 rows"):
         read_columns(moe_columns(["balanced"]) | {"topk": np.array([17])}, "t")
+
+
+@pytest.mark.parametrize(
+    ("framework", "version", "matrices"),
+    [
+        ("VLLM", "0.22.0", 3),
+        ("vLLM", "0.24.0", 2),
+        ("SGLang", "0.5.10", 3),
+        ("SGLang", "0.5.14.post1", 2),
+        ("x", "9", 3),
+    ],
+)
+def test_experts_without_a_gate_are_known_where_the_collector_measures_them_so(framework, version, matrices):
+    data = moe_columns(["balanced"] * 4)
+    shape = {"hidden_size": 2688, "inter_size": 1856, "topk": 6, "num_experts": 128}
+    data |= {name: np.full(4, value) for name, value in shape.items()}
+    data |= {
+        name: np.array([text] * 4, dtype=object) for name, text in {"framework": framework, "version": version}.items()
+    }
+    data["hidden_size"] = np.array([2688, 2688, 2688, 4096])
+    (table,) = read_columns(data, "t")
+    np.testing.assert_array_equal(table.sizes["matrices"], [matrices] * 3 + [3])
 
 
 def test_older_attention_tables_lack_windows():

@@ -240,6 +240,45 @@ def test_points_that_agree_in_every_coordinate_are_one_cell():
     assert variance[2] > 1.0
 
 
+def test_a_disturbed_point_does_not_move_its_neighbours():
+    x = np.linspace(0, 1, 60)[:, None]
+    values = np.sin(6 * x[:, 0])
+    spoiled = values.copy()
+    spoiled[30] += 0.7  # a call that took twice as long
+    asked = np.array([[(x[30, 0] + x[31, 0]) / 2]])
+    true = np.sin(6 * asked[0, 0])
+    off = {}
+    for caution in (np.inf, 2.0):
+        field = kriging.Kriging(x, spoiled, np.zeros(60), np.array([2.0]), 0.01, sigma=0.1, caution=caution)
+        off[caution] = abs(field.predict(asked)[0][0] - true)
+    assert off[2.0] < 0.02 < off[np.inf]
+    # Without such a point, caution changes nothing.
+    clean = kriging.Kriging(x, values, np.zeros(60), np.array([2.0]), 0.01, sigma=0.1)
+    bold, careful = clean.predict(asked)[0], replace(clean, caution=2.0).predict(asked)[0]
+    np.testing.assert_allclose(bold, careful, atol=0.002)
+
+
+def test_leave_one_out_residuals_are_those_of_kriging_without_the_point():
+    rng = np.random.default_rng(0)
+    x, values = rng.uniform(0, 1, (12, 2)), rng.normal(size=12)
+    covariance = kriging._covariance(x[None], np.zeros((1, 12)), 0.1)
+    left, precision = kriging._left_out(covariance, values[None])
+    for i in range(12):
+        rest = np.arange(12) != i
+        field = kriging.Kriging(x[rest], values[rest], np.zeros(11), np.ones(2), 0.1)
+        mean, variance = field.from_points(np.arange(11)[None], x[i][None])
+        assert left[0, i] == pytest.approx(values[i] - mean[0], abs=1e-9)
+        assert 1 / precision[0, i] == pytest.approx(variance[0], rel=1e-9)
+
+
+def test_ungated_experts_read_two_matrices_of_three():
+    gated, plain = (KernelTable("moe", "bfloat16", "a", "test 1", "x", moe(matrices=n), np.ones(1)) for n in (3, 2))
+    assert work_of(plain, 132).ops[0] == pytest.approx(work_of(gated, 132).ops[0] * 2 / 3)
+    weights = 2 * 2 * 64 * 32 * 2.0  # two experts touched, two matrices each, bf16
+    rows = 2.0 * 2 * (2 * 64 + 2 * 32)  # in and out of each matrix
+    assert work_of(plain, 132).bytes[0] == pytest.approx(weights + rows)
+
+
 def test_scales_switch_off_what_does_not_matter():
     rng = np.random.default_rng(0)
     x = rng.uniform(0, 1, (600, 2))
@@ -262,7 +301,8 @@ def test_a_coarse_clock_is_noticed():
 
 
 def moe(**sizes):
-    base = {"tokens": 1, "hidden": 64, "inter": 32, "top_k": 2, "num_experts": 16, "tp": 1, "ep": 1, "alpha": 0} | sizes
+    base = {"tokens": 1, "hidden": 64, "inter": 32, "top_k": 2, "num_experts": 16, "tp": 1, "ep": 1, "alpha": 0,
+            "matrices": 3} | sizes  # fmt: skip
     arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, dtype=np.float64)) for v in base.values()))
     return dict(zip(base, (a.copy() for a in arrays), strict=True))
 

@@ -24,6 +24,7 @@ SIZES: Mapping[str, Mapping[str, float]] = {
         "tp": 1,
         "ep": 1,
         "alpha": 0,
+        "matrices": 2,
     },
     "context_attention": {
         "batch": 1,

@@ -8,11 +8,15 @@ as in Vecchia 1988). Far from all points it returns the neighbours' mean and the
 Predictions share those systems: a k-d tree over the points cuts space into cells, and all queries in a cell use the points
 nearest to its centre, whose covariances are inverted once. So many predictions are a few matrix products a cell.
 
+A measurement that its neighbours contradict (a disturbed call, a choice of kernel that went wrong) counts as noisier: where
+its leave-one-out residual (Dubrule, Mathematical Geology 15, 1983), over its standard deviation, is beyond ``caution``, its
+noise grows until it is not. How much caution helps is chosen as the scales are.
+
 Scales and nugget are chosen by the error on points whose whole group (a shape, a model) is hidden, by coordinate
 descent over a few factors: nothing about the hidden group may help, or interpolation would look better than it is.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,10 +31,9 @@ SCALE_FACTORS = (0.1, 0.3, 0.6, 1.6, 3.0)  # never 0: what is off in one sample 
 FINE_FACTORS = (0.6, 1.6)  # of the second round
 SEARCHED = 32  # neighbours while scales are tried
 CELL_POINTS = 24  # at most, in a cell of the tree
-CELL_NEIGHBOURS = (
-    128  # of a cell's centre: enough to surround its cell, so that errors are those of 48 around each query
-)
+CELL_NEIGHBOURS = 128  # of a cell's centre: they surround its cell, so that errors are those of 48 around each query
 GAIN = 0.997  # a change of scale has to earn 0.3% of the loss
+CAUTIONS = (3.0, 2.0, 1.5)  # standard deviations
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Kriging:
     noise: FloatArray  # [n] relative measuring variance, added to the nugget
     scale: FloatArray  # [d]
     nugget: float
+    sigma: float = 1.0  # of the process: typical leave-one-out residual over its kriging deviation
+    caution: float = np.inf  # standard deviations beyond which a point counts as disturbed
 
     @cached_property
     def cells(self) -> "Cells":
@@ -51,6 +56,32 @@ class Kriging:
     def predict(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Residual expected at ``features`` [m, d], and its kriging variance in units of the process variance."""
         return self.cells.predict(features)
+
+    def from_points(self, near: IntArray, at: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """As `predict` at ``at`` [m, d], each from the points ``near`` [m, c] of this model alone."""
+        covariance, values = self.system(near)
+        to_query = np.exp(-np.sqrt((((self.features[near] - at[:, None]) * self.scale) ** 2).sum(axis=-1)))
+        solved = np.linalg.solve(covariance, np.stack([values, np.ones_like(values), to_query], axis=-1))
+        by_value, by_one, weight = solved[..., 0], solved[..., 1], solved[..., 2]
+        total = by_one.sum(axis=1)
+        mean = by_value.sum(axis=1) / total
+        predicted = mean + (to_query * (by_value - mean[:, None] * by_one)).sum(axis=1)
+        lagrange = (1.0 - weight.sum(axis=1)) ** 2 / total
+        variance = np.maximum(1.0 - (to_query * weight).sum(axis=1) + lagrange, 0.0)
+        return predicted, variance + self.nugget
+
+    def system(self, near: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Covariances [m, c, c] of the points ``near`` [m, c], those doubted with more noise; and their residuals [m, c]."""
+        covariance, values = (
+            _covariance(self.features[near] * self.scale, self.noise[near], self.nugget),
+            self.residual[near],
+        )
+        if self.caution < np.inf:
+            left, precision = _left_out(covariance, values)
+            beyond = np.abs(left) * np.sqrt(precision) / self.sigma / self.caution
+            diagonal = np.arange(covariance.shape[1])
+            covariance[:, diagonal, diagonal] += np.maximum(beyond**2 - 1.0, 0.0) / precision
+        return covariance, values
 
 
 @dataclass(frozen=True)
@@ -144,9 +175,10 @@ class Cells:
             near = np.broadcast_to(np.arange(len(self.points)), (len(cells), len(self.points)))
         for c, i, centre in zip(cells, near, centres, strict=True):
             apart = self.points[i] - centre
-            inverse = np.linalg.inv(_covariance(apart[None], model.noise[None, i], model.nugget)[0])
+            covariance, values = model.system(i[None])
+            inverse = np.linalg.inv(covariance[0])
             ones = inverse.sum(axis=1)
-            by_value = inverse @ model.residual[i]
+            by_value = inverse @ values[0]
             mean, total = float(by_value.sum() / ones.sum()), float(ones.sum())
             points = apart.astype(np.float32)
             self.systems[c] = _System(
@@ -220,8 +252,7 @@ def fit(
         mean = solved[..., 0].sum(axis=1) / solved[..., 1].sum(axis=1)
         weight = np.exp(-np.sqrt(square[rows, keep]))
         mean = mean + (weight * (solved[..., 0] - mean[:, None] * solved[..., 1])).sum(axis=1)
-        error = np.abs(mean.astype(np.float64) - residual[picked])
-        return float(np.median(error) + 0.3 * np.mean(np.minimum(error, 0.15)))
+        return _loss(mean.astype(np.float64) - residual[picked])
 
     best = loss(scale, nugget)
     for feature, factors in [(i, f) for f in (SCALE_FACTORS, FINE_FACTORS) for i in range(scale.size)]:
@@ -238,16 +269,38 @@ def fit(
     for value in (0.004, 0.05, 0.2):
         if (now := loss(scale, value)) < best * GAIN:
             best, nugget = now, value
-    return Kriging(features, residual, noise, scale, nugget)
+    return _cautious(Kriging(features, residual, noise, scale, nugget), group, picked)
+
+
+def _cautious(model: Kriging, group: IntArray, picked: IntArray) -> Kriging:
+    """The model with the caution that predicts hidden groups best; none where none helps."""
+    near = _nearest(
+        model.features * model.scale, model.features[picked] * model.scale, NEIGHBOURS, group, group[picked]
+    )
+    left, precision = _left_out(*model.system(near))
+    sigma = max(float(np.median(np.abs(left) * np.sqrt(precision))) * 1.4826, 1e-6)
+
+    def loss_at(caution: float) -> float:
+        tried = replace(model, sigma=sigma, caution=caution)
+        return _loss(tried.from_points(near, model.features[picked])[0] - model.residual[picked])
+
+    chosen, best = np.inf, loss_at(np.inf)
+    for caution in CAUTIONS:
+        if (now := loss_at(caution)) < best * GAIN:
+            chosen, best = caution, now
+    return replace(model, sigma=sigma, caution=chosen)
 
 
 def hidden(model: Kriging, group: IntArray, picked: IntArray) -> tuple[FloatArray, FloatArray]:
     """Prediction and variance at the model's own points ``picked``, each with its whole group hidden."""
     scaled = model.features * model.scale
     near = _nearest(scaled, scaled[picked], NEIGHBOURS, group, group[picked])
-    return _krige(
-        model.features[near], model.features[picked], model.residual[near], model.noise[near], model.scale, model.nugget
-    )
+    return model.from_points(near, model.features[picked])
+
+
+def _loss(error: FloatArray) -> float:
+    size = np.abs(error)
+    return float(np.median(size) + 0.3 * np.mean(np.minimum(size, 0.15)))
 
 
 def _nearest(
@@ -283,24 +336,12 @@ def _covariance(x: npt.NDArray[Any], noise: npt.NDArray[Any], nugget: float) -> 
     return covariance
 
 
-def _krige(
-    points: FloatArray, at: FloatArray, values: FloatArray, noise: FloatArray, scale: FloatArray, nugget: float
-) -> tuple[FloatArray, FloatArray]:
-    """Ordinary kriging of ``at`` [m, d] from ``points`` [m, c, d] with ``values`` [m, c]; the nearest only."""
-    on = scale > 0
-    x, q = points[..., on] * scale[on], at[:, on] * scale[on]
-    square = ((x - q[:, None]) ** 2).sum(axis=-1)
-    if square.shape[1] > NEIGHBOURS:
-        keep = np.argpartition(square, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
-        x = np.take_along_axis(x, keep[:, :, None], axis=1)
-        square, values, noise = (np.take_along_axis(a, keep, axis=1) for a in (square, values, noise))
-    covariance = _covariance(x, noise, nugget)
-    to_query = np.exp(-np.sqrt(square))
-    solved = np.linalg.solve(covariance, np.stack([values, np.ones_like(values), to_query], axis=-1))
-    by_value, by_one, weight = solved[..., 0], solved[..., 1], solved[..., 2]
-    total = by_one.sum(axis=1)
-    mean = by_value.sum(axis=1) / total
-    predicted = mean + (to_query * (by_value - mean[:, None] * by_one)).sum(axis=1)
-    lagrange = (1.0 - weight.sum(axis=1)) ** 2 / total
-    variance = np.maximum(1.0 - (to_query * weight).sum(axis=1) + lagrange, 0.0)
-    return predicted, variance + nugget
+def _left_out(covariance: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Residual of each value against ordinary kriging from the others [m, c], and one over its kriging variance."""
+    inverse = np.linalg.inv(covariance)
+    one = inverse.sum(axis=2)
+    share = one / one.sum(axis=1)[:, None]
+    precision = np.einsum("mii->mi", inverse) - one * share
+    pulled = (inverse @ values[..., None])[..., 0]
+    precision = np.maximum(precision, 1e-12)
+    return (pulled - one * (share * values).sum(axis=1)[:, None]) / precision, precision

@@ -97,7 +97,10 @@ def _gemm(s: Mapping[str, FloatArray], fmt: NumberFormat, sms: float) -> Work:
     scaled += [((m == 1).astype(np.float64), 0.1)]
     scaled += [(waves[i][1], 0.3) for i in (0, 3, 5)]
     shape = _groups(n, k)
-    return _work(moved, ops, [], scaled, shape=shape, model=shape)
+    # A tile's loop over K cannot be shortened by idle multiprocessors, and each wave of tiles runs it again; every result
+    # is written by an epilogue.
+    waves_of_128 = np.ceil(np.ceil(m / 128.0) * np.ceil(n / 128.0) / sms)
+    return _work(moved, ops, [k, k * waves_of_128, m * n], scaled, shape=shape, model=shape)
 
 
 def _pairs(s: Mapping[str, FloatArray], keys: FloatArray) -> FloatArray:
@@ -158,13 +161,17 @@ def distinct_experts(s: Mapping[str, FloatArray]) -> FloatArray:
 
 
 def _moe(s: Mapping[str, FloatArray], fmt: NumberFormat, sms: float) -> Work:
-    """Gated experts, three matrices each, on one rank: weights of the touched experts, rows of all its pairs."""
+    """Experts on one rank: weights of those that are touched, rows of all their pairs.
+
+    Of ``matrices``, three where they are gated and two where they are not, all but the last widen a row to ``inter``.
+    """
+    matrices = s["matrices"]
     inter, local = s["inter"] / s["tp"], s["num_experts"] / s["ep"]
     loads = loads_of(s)
     pairs, touched = loads.pairs, loads.touched
     everywhere = s["tokens"] * s["top_k"]
-    weights = 3.0 * s["hidden"] * inter
-    moved = fmt.weight_bytes * weights * touched + fmt.activation_bytes * pairs * (2.0 * s["hidden"] + 3.0 * inter)
+    weights = matrices * s["hidden"] * inter
+    moved = fmt.weight_bytes * weights * touched + fmt.activation_bytes * pairs * (2.0 * s["hidden"] + matrices * inter)
     ops = 2.0 * weights * pairs
     padded = [np.log(loads.blocks[:, i] * rows / pairs) for i, rows in enumerate(BLOCKS)]
     scaled = [(np.log(s["tokens"]), 0.6), (np.log(s["hidden"]), 0.4), (np.log(inter), 0.5), (np.log(local), 0.4)]
@@ -176,9 +183,9 @@ def _moe(s: Mapping[str, FloatArray], fmt: NumberFormat, sms: float) -> Work:
         (np.log(loads.most / pairs), 0.3),
         (np.log(loads.tokens), 0.3),
     ]
-    scaled += [(value, 0.3) for value in padded]
+    scaled += [(value, 0.3) for value in padded] + [(np.log(matrices), 0.3)]
     for rows in (1, 2, 3):
-        for width in (2.0 * inter, s["hidden"]):
+        for width in ((matrices - 1.0) * inter, s["hidden"]):
             scaled += [(value, 0.3) for value in _waves(loads.blocks[:, rows] * np.ceil(width / 128.0), sms)]
     model = _groups(s["hidden"], s["inter"], s["top_k"], s["num_experts"])
     shape = _groups(model.astype(np.float64), s["tp"], s["ep"], s["alpha"])

@@ -61,6 +61,13 @@ COLUMNS: Mapping[str, Mapping[str, tuple[str, float | None]]] = {
     },
     **{name: {"bytes": ("message_size", None), "ranks": ("num_gpus", None)} for name in COLLECTIVES},
 }
+#: Experts without a gate (squared ReLU: two matrices, not three) of published models, Nemotron 3 Nano, Super and Ultra
+#: (``mlp_hidden_act: relu2`` in their config.json), as (hidden, inter, top_k, num_experts); of Ultra in its latent space too.
+#: The tables have no column for it, and only these collectors and later ones of the same framework measure them so
+#: (collector/vllm/collect_moe.py and collector/sglang/collect_moe.py of the commit named in docs/accuracy-gpu.md; earlier
+#: ones gave all experts a gate).
+UNGATED_EXPERTS = ((2688, 1856, 6, 128), (4096, 2688, 22, 512), (8192, 5120, 22, 512), (2048, 5120, 22, 512))
+UNGATED_SINCE: Mapping[str, tuple[int, ...]] = {"vllm": (0, 24), "sglang": (0, 5, 14)}
 DTYPE_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "gemm": ("gemm_dtype",),
     "moe": ("moe_dtype",),
@@ -128,6 +135,7 @@ def _one_op(op: str, columns: Mapping[str, npt.NDArray[Any]], where: str) -> lis
             _texts(columns, "distribution", where) if "distribution" in columns else None, sizes, where
         )
         _moe_consistent(sizes, where)
+        sizes["matrices"] = _matrices(columns, sizes)
     time_s = _numbers(columns, "latency", where, low=0.0, strict=True) * 1e-3
     power = _power(columns, where) if "power" in columns else None
     dtype_column = next((c for c in DTYPE_COLUMNS[op] if c in columns), None)
@@ -226,6 +234,21 @@ def _alphas(distribution: npt.NDArray[Any] | None, sizes: Mapping[str, FloatArra
         if found is None:
             raise FormatError(f"{where}: distribution: expected balanced or power_law_EXPONENT, got {text!r}")
     return np.array([exponent[text] for text in distribution.tolist()])
+
+
+def _matrices(columns: Mapping[str, npt.NDArray[Any]], sizes: Mapping[str, FloatArray]) -> FloatArray:
+    """Matrices of an expert: three, or two where a collector is known to have measured it without a gate."""
+    matrices = np.full(sizes["tokens"].shape, 3.0)
+    if "framework" not in columns or "version" not in columns:
+        return matrices
+    shape = np.stack([sizes[name] for name in ("hidden", "inter", "top_k", "num_experts")], axis=1)
+    ungated = (shape[:, None] == np.array(UNGATED_EXPERTS)).all(axis=2).any(axis=1)
+    for framework, version in {tuple(pair) for pair in zip(columns["framework"], columns["version"], strict=True)}:
+        since = UNGATED_SINCE.get(str(framework).lower())
+        number = re.match(r"\d+(?:\.\d+)*", str(version))
+        if since and number and tuple(int(part) for part in number[0].split(".")) >= since:
+            matrices[ungated & (columns["framework"] == framework) & (columns["version"] == version)] = 2.0
+    return matrices
 
 
 def _moe_consistent(sizes: Mapping[str, FloatArray], where: str) -> None:
