@@ -8,7 +8,7 @@ for both. Requests finish at ``g(B) = B tau / (o t(B))``, and at an arrival rate
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -125,9 +125,10 @@ def steady(case: Case, rate_per_s: float, draws: Draws | None = None) -> Steady:
     if not case.continuous:
         raise ValueError("continuous: expected continuous batching, got a static batch")
     if case.room == 0:
+        have, need = case.machine.memory_bytes or 0.0, replace(case, batch=1).memory_needed
         raise ValueError(
-            f"{case.model.name} on {case.machine.name}: expected room for weights and one request, got "
-            f"{(case.machine.memory_bytes or 0.0) / 1e9:.4g} GB for {case.memory_needed / 1e9:.4g} GB"
+            f"{case.model.name} on {case.machine.name}: expected room for weights and one request, got {have / 1e9:.4g} GB for "
+            f"{need / 1e9:.4g} GB: {math.ceil(need / have)} of them hold it"
         )
     most = case.running
     grid = np.unique(np.concatenate([np.geomspace(min(0.05, most / 2), most, GRID), [min(1.0, float(most))]]))
