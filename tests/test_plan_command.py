@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 
@@ -144,6 +145,13 @@ def test_profile(run, profile_path):
         (("--hardware", "epyc-9654", "--profile", "x"), "--profile"),
         (("--seed", "-1"), "seed"),
         (("--subscription", "-5"), "usd_per_month"),
+        (("--kwh", "1e9", "--buy", "30000"), "usd_per_kwh"),
+        (("--buy", "1e30"), "usd: expected"),
+        (("--buy", "3", "--years", "1e-9"), "years"),
+        (("--buy", "3", "--pue", "50"), "pue"),
+        (("--watts", "-4"), "--watts"),
+        (("--watts", "400"), "--profile"),
+        (("--rate", "1e300"), "rate_per_s"),
     ],
 )
 def test_bad_input_is_named(run, args, message):
@@ -177,6 +185,17 @@ def test_video_explained(run):
     assert swings == sorted(swings, reverse=True)
     free = run("video", "cogvideox-2b", "--hardware", "h100-sxm", "--explain", "--usd-per-hour", "0")
     assert (free[0], "What moves the time most: video compute" in free[1]) == (0, True)
+
+
+def test_what_does_not_fit_says_how_many_would_hold_it(run):
+    status, _, err = run("plan", "llama-3.1-8b", "--hardware", "groq-lpu", "--weights", "w4a16", "--rate", "0.05")
+    assert status == 2
+    count = re.search(r"(\d+) of them hold it", err)[1]
+    fits, fewer = (
+        run("plan", "llama-3.1-8b", "--hardware", "groq-lpu", "--weights", "w4a16", "--rate", "0.05", "--devices", n)[0]
+        for n in (count, int(count) - 1)
+    )
+    assert (fits, fewer) == (0, 2)
 
 
 def test_the_next_command_asks_for_the_same_machine(run):

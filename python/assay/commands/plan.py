@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     from assay.cost.serving import steady
     from assay.report.table import render, to_json
 
+    if args.watts is not None and (args.profile is None or not 0 < args.watts <= 1e6):
+        raise ValueError(f"--watts: expected 0 to 1000000 of a calibrated machine (--profile), got {args.watts:g}")
     model = resolve_model(args.model)
     formats = parse(args.weights)
     case = Case(

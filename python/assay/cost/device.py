@@ -6,7 +6,8 @@
 The law is fitted robustly in log time; ``x_j`` are counts of fixed work (`assay.cost.workload`). ``r`` is interpolated by
 local kriging in the workload's coordinates, and falls back to its neighbours' mean away from them: there the physics
 extrapolates. Intervals are split conformal (Lei et al. 2018) on points whose whole group the kriging did not see, with the
-score ``|error| / sd``, ``sd`` the root of the kriging variance: an interval widens where points are far.
+score ``|error| / sd``, ``sd`` the root of the kriging variance: an interval widens where points are far. Of a small table
+the whole fit is repeated without each part of the groups in turn, since the search for scales would have seen all of them.
 """
 
 import math
@@ -26,6 +27,8 @@ LEVEL = 0.9
 LAW_POINTS = 2500  # the law has ten parameters at most: more points would not move it
 CALIBRATION = 300  # points that set the interval
 FEWEST = 20  # points of a table below which nothing is fitted
+REFITTED = 300  # points of a table up to which intervals are set on fits that saw nothing of the points judged
+FOLDS = 5
 DEFAULT_MULTIPROCESSORS = 132
 
 
@@ -186,6 +189,21 @@ def fit_device(table: KernelTable, device: Device, *, hide: str = "shape", seed:
     """
     if len(table) < FEWEST:
         raise ValueError(f"points: expected at least {FEWEST} of {table.op} {table.dtype}, got {len(table)}")
+    model, residual, group, rng = _fit(table, device, hide, seed)
+    if len(table) <= REFITTED and np.unique(group).size > 1:
+        scores = _refitted_scores(table, device, hide, seed, group)
+    else:
+        picked = rng.choice(len(table), min(CALIBRATION, len(table)), replace=False)
+        mean, variance = kriging.hidden(model.residual, group, picked)
+        scores = np.abs(residual[picked] - mean) / np.sqrt(variance)
+    rank = min(math.ceil((scores.size + 1) * LEVEL), scores.size)
+    return replace(model, score=float(np.sort(scores)[rank - 1]))
+
+
+def _fit(
+    table: KernelTable, device: Device, hide: str, seed: int
+) -> tuple[DeviceModel, FloatArray, IntArray, np.random.Generator]:
+    """The model but for its score, what the law left over, the groups, and the generator as the fit leaves it."""
     rng = np.random.default_rng(seed)
     work = work_of(table, device.multiprocessors)
     law = fit_law(work, table.time_s, device, table.format.activation_bytes, rng)
@@ -194,13 +212,23 @@ def fit_device(table: KernelTable, device: Device, *, hide: str = "shape", seed:
     spread = max(float(np.median(np.abs(residual - np.median(residual)))) * 1.4826, 0.01)
     noise = (timer_step(table.time_s) / table.time_s / spread) ** 2 / 12.0
     fitted = kriging.fit(work.features, residual, group=group, scale=work.start, noise=np.minimum(noise, 1.0), rng=rng)
-    picked = rng.choice(len(table), min(CALIBRATION, len(table)), replace=False)
-    mean, variance = kriging.hidden(fitted, group, picked)
-    scores = np.sort(np.abs(residual[picked] - mean) / np.sqrt(variance))
-    rank = min(math.ceil((scores.size + 1) * LEVEL), scores.size)
-    return DeviceModel(
-        device, law, fitted, float(scores[rank - 1]), work.features.min(axis=0), work.features.max(axis=0)
-    )
+    model = DeviceModel(device, law, fitted, 1.0, work.features.min(axis=0), work.features.max(axis=0))
+    return model, residual, group, rng
+
+
+def _refitted_scores(table: KernelTable, device: Device, hide: str, seed: int, group: IntArray) -> FloatArray:
+    """Score of every point under the fit to the other parts' groups."""
+    names = np.random.default_rng(seed).permutation(np.unique(group))
+    found = []
+    for part in np.array_split(names, min(FOLDS, names.size)):
+        out = np.isin(group, part)
+        if (~out).sum() < FEWEST // 2:
+            continue
+        model = _fit(table.take(~out), device, hide, seed)[0]
+        prediction = model.predict(table.take(out))
+        deviation = np.log(prediction.high_s / prediction.time_s)  # at a score of 1
+        found.append(np.abs(np.log(table.time_s[out] / prediction.time_s)) / deviation)
+    return np.concatenate(found) if found else np.array([np.inf])
 
 
 TRANSFER_LOG = math.log(2.0)  # half width on a device known by its datasheet alone, where no third device shows better

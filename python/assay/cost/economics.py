@@ -66,6 +66,10 @@ def critical_batch(ops_per_s: float, bytes_per_s: float, bytes_per_weight: float
     )
 
 
+#: Above, a number is a slip of the pen: the dearest cluster is some 1e11 dollars, and no grid has taken 10 dollars a kWh for long.
+MAX_PURCHASE_USD, MAX_USD_PER_HOUR, MAX_USD_PER_KWH, MAX_PUE = 1e12, 1e6, 100.0, 10.0
+
+
 @dataclass(frozen=True)
 class Owned:
     """A machine that is bought: what an hour of it costs.
@@ -92,13 +96,14 @@ class Owned:
 
     def __post_init__(self) -> None:
         """Refuses what is no price."""
-        for name in ("usd", "usd_per_kwh", "pue"):
+        for name, most in (("usd", MAX_PURCHASE_USD), ("usd_per_kwh", MAX_USD_PER_KWH), ("pue", MAX_PUE)):
             low, middle, high = getattr(self, name)
-            if not 0 < low <= middle <= high < math.inf:
-                raise ValueError(f"{name}: expected 0 < low <= middle <= high, got {getattr(self, name)}")
+            if not 0 < low <= middle <= high <= most:
+                raise ValueError(f"{name}: expected 0 < low <= middle <= high <= {most:g}, got {getattr(self, name)}")
         if self.pue[0] < 1:
             raise ValueError(f"pue: expected at least 1, got {self.pue[0]}")
-        _positive(self.years, "years")
+        if not 0.1 <= self.years <= 100:
+            raise ValueError(f"years: expected 0.1 to 100, got {self.years}")
         if not 0 <= self.host <= 10:
             raise ValueError(f"host: expected 0 to 10 watts for each of the device, got {self.host}")
 
@@ -111,8 +116,8 @@ class Owned:
 
 def rent(low: float, high: float, draws: Draws) -> FloatArray:
     """Dollars an hour from a dated range, by draw: its geometric middle, the ends its 90% interval."""
-    if not 0 <= low <= high < math.inf:
-        raise ValueError(f"usd_per_hour: expected 0 <= low <= high, got {low} and {high}")
+    if not 0 <= low <= high <= MAX_USD_PER_HOUR:
+        raise ValueError(f"usd_per_hour: expected 0 <= low <= high <= {MAX_USD_PER_HOUR:g}, got {low} and {high}")
     if high == 0:
         return np.zeros(draws.count + 1)
     return draws.between("price", _positive(low, "usd_per_hour"), math.sqrt(low * high), high)

@@ -31,9 +31,7 @@ SCALE_FACTORS = (0.1, 0.3, 0.6, 1.6, 3.0)  # never 0: what is off in one sample 
 FINE_FACTORS = (0.6, 1.6)  # of the second round
 SEARCHED = 32  # neighbours while scales are tried
 CELL_POINTS = 24  # at most, in a cell of the tree
-CELL_NEIGHBOURS = (
-    128  # of a cell's centre: enough to surround its cell, so that errors are those of 48 around each query
-)
+CELL_NEIGHBOURS = 128  # of a cell's centre: they surround its cell, so that errors are those of 48 around each query
 GAIN = 0.997  # a change of scale has to earn 0.3% of the loss
 CAUTIONS = (3.0, 2.0, 1.5)  # standard deviations
 
@@ -61,7 +59,7 @@ class Kriging:
 
     def from_points(self, near: IntArray, at: FloatArray) -> tuple[FloatArray, FloatArray]:
         """As `predict` at ``at`` [m, d], each from the points ``near`` [m, c] of this model alone."""
-        covariance, values = self._system(near)
+        covariance, values = self.system(near)
         to_query = np.exp(-np.sqrt((((self.features[near] - at[:, None]) * self.scale) ** 2).sum(axis=-1)))
         solved = np.linalg.solve(covariance, np.stack([values, np.ones_like(values), to_query], axis=-1))
         by_value, by_one, weight = solved[..., 0], solved[..., 1], solved[..., 2]
@@ -72,10 +70,12 @@ class Kriging:
         variance = np.maximum(1.0 - (to_query * weight).sum(axis=1) + lagrange, 0.0)
         return predicted, variance + self.nugget
 
-    def _system(self, near: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Covariances [m, c, c] of the points ``near`` [m, c], disturbed ones as noisy as they are, and their residuals."""
-        values = self.residual[near]
-        covariance = _covariance(self.features[near] * self.scale, self.noise[near], self.nugget)
+    def system(self, near: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Covariances [m, c, c] of the points ``near`` [m, c], those doubted with more noise; and their residuals [m, c]."""
+        covariance, values = (
+            _covariance(self.features[near] * self.scale, self.noise[near], self.nugget),
+            self.residual[near],
+        )
         if self.caution < np.inf:
             left, precision = _left_out(covariance, values)
             beyond = np.abs(left) * np.sqrt(precision) / self.sigma / self.caution
@@ -175,7 +175,7 @@ class Cells:
             near = np.broadcast_to(np.arange(len(self.points)), (len(cells), len(self.points)))
         for c, i, centre in zip(cells, near, centres, strict=True):
             apart = self.points[i] - centre
-            covariance, values = model._system(i[None])
+            covariance, values = model.system(i[None])
             inverse = np.linalg.inv(covariance[0])
             ones = inverse.sum(axis=1)
             by_value = inverse @ values[0]
@@ -277,7 +277,7 @@ def _cautious(model: Kriging, group: IntArray, picked: IntArray) -> Kriging:
     near = _nearest(
         model.features * model.scale, model.features[picked] * model.scale, NEIGHBOURS, group, group[picked]
     )
-    left, precision = _left_out(*model._system(near))
+    left, precision = _left_out(*model.system(near))
     sigma = max(float(np.median(np.abs(left) * np.sqrt(precision))) * 1.4826, 1e-6)
 
     def loss_at(caution: float) -> float:

@@ -8,7 +8,7 @@ for both. Requests finish at ``g(B) = B tau / (o t(B))``, and at an arrival rate
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from assay.cost.roofline import FloatArray
 #: Above this utilisation a mean waiting time says nothing: it grows as 1 / (1 - rho), and a capacity that is 10% off
 #: (published simulators were 22% off) puts it anywhere.
 REFUSED, FLAGGED = 0.9, 0.7
+MAX_RATE_PER_S = 1e9  # beyond any server: a slip of the pen
 GRID = 24  # batches at which a step is priced; between them its time is interpolated in log
 
 
@@ -119,14 +120,15 @@ def steady(case: Case, rate_per_s: float, draws: Draws | None = None) -> Steady:
         A rate that is no finite number above 0, a static batch, or a model that does not fit.
     """
     draws = draws or Draws()
-    if not math.isfinite(rate_per_s) or rate_per_s <= 0:
-        raise ValueError(f"rate_per_s: expected a finite number above 0, got {rate_per_s}")
+    if not 0 < rate_per_s <= MAX_RATE_PER_S:
+        raise ValueError(f"rate_per_s: expected above 0 and at most {MAX_RATE_PER_S:g}, got {rate_per_s}")
     if not case.continuous:
         raise ValueError("continuous: expected continuous batching, got a static batch")
     if case.room == 0:
+        have, need = case.machine.memory_bytes or 0.0, replace(case, batch=1).memory_needed
         raise ValueError(
-            f"{case.model.name} on {case.machine.name}: expected room for weights and one request, got "
-            f"{(case.machine.memory_bytes or 0.0) / 1e9:.4g} GB for {case.memory_needed / 1e9:.4g} GB"
+            f"{case.model.name} on {case.machine.name}: expected room for weights and one request, got {have / 1e9:.4g} GB for "
+            f"{need / 1e9:.4g} GB: {math.ceil(need / have)} of them hold it"
         )
     most = case.running
     grid = np.unique(np.concatenate([np.geomspace(min(0.05, most / 2), most, GRID), [min(1.0, float(most))]]))

@@ -115,8 +115,9 @@ def roofline(roofs: Sequence[Row], points: Sequence[Row]) -> "Figure":
         end = min(high, top / value)
         axes.plot([low, end], [low * value, end * value], color=GREY, linewidth=1.4)
         above = value == max(v for _, v in lines)
+        at = end / 4 if above else min(6 * low, end)  # points crowd under the ridge, and few lie near the left end
         axes.annotate(
-            f"{name} {bandwidth(value)}", (end / 4, end / 4 * value), xytext=(-4, 6) if above else (6, -10),
+            f"{name} {bandwidth(value)}", (at, at * value), xytext=(-4, 6) if above else (6, -10),
             textcoords="offset points", ha="right" if above else "left", fontsize=8, color="#444",
         )  # fmt: skip
     slowest = min((value for _, value in lines), default=1.0)
@@ -205,7 +206,7 @@ def widths(points: Sequence[Row]) -> "Figure":
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_formatter(lambda value, _: seconds(value))
-    axes.legend(title="N x K", title_fontsize=8)
+    axes.legend(title="N x K", title_fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
 
@@ -233,7 +234,8 @@ def speedups(rows: Sequence[Row]) -> "Figure":
     ends = [row[key] or 1.0 for row in chosen for key in ("speedup_low", "speedup_high", "product")]
     low, high = min([0.95, *(0.95 * v for v in ends)]), max([2.0, *(1.05 * v for v in ends)])
     axes.set_xlim(low, high)
-    ticks = [value * 10.0**power for power in range(-3, 6) for value in (1, 1.5, 2, 3, 4, 6)]
+    steps = (1, 1.5, 2, 3, 4, 6) if high / low < 20 else (1, 2, 5)
+    ticks = [value * 10.0**power for power in range(-3, 6) for value in steps]
     axes.set_xticks([v for v in ticks if low <= v <= high], minor=False)
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
