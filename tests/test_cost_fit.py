@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from assay.cost.fit import conformal_half_width, fit_profile, jackknife_coverage
 from assay.cost.laws import MATRIX_SIZES
 from assay.cost.roofline import shares, smooth_max
+from assay.cost.roofs import Roofs
 from assay.cost.solve import non_negative
 from assay.cost.stored import load_model, model_from_json, model_to_json, summarise
 from assay.errors import ProfileError
-from assay.profile import Sample, load, save
+from assay.profile import Roof, Sample, load, save
 from synthetic import DRAM, expert_seconds, gemm_seconds, route_seconds, synthetic_profile, verify_seconds
 
 PROFILE = synthetic_profile()
@@ -434,3 +435,14 @@ def test_small_calls_that_one_thread_makes_are_priced_as_on_one():
             told = model.kernel_time("moe_route", {"tokens": tokens, "num_experts": 96, "top_k": 8}, threads)
             assert told.time_s == pytest.approx(seconds(tokens, 96, 8, threads), rel=0.01)
     assert model_from_json(model_to_json(model), profile).ops["moe_route"] == model.ops["moe_route"]
+
+
+def test_beside_tiles_an_uncalibrated_float_product_does_not_take_their_utilisation():
+    profile = synthetic_profile(noise=0.02)
+    profile.samples = [s for s in profile.samples if s.op != "w4a16_gemm"]
+    arguments = {"moved_bytes": 1.0, "ops": 1e12, "threads": 1, "compute": "fp32_peak", "note": "none"}
+    at_60_percent = 1e12 / 0.6 / Roofs(profile.roofs).get("fp32_peak", 1).median
+    int8 = next(r for r in profile.roofs if r.name == "int8_peak" and r.threads == 1)
+    profile.roofs.append(Roof.of("int8_vector_peak", 1, [int8.median / 7]))
+    priced = fit_profile(profile).roof_times(**arguments)
+    assert priced.time_s[0] == pytest.approx(at_60_percent, rel=1e-3)

@@ -255,12 +255,24 @@ def test_a_wrong_kernel_stops_it_with_an_error_that_names_the_point(tmp_path, mo
 
 
 def test_two_threads_on_one_core_are_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(roofs.probe, "int8_peak", lambda threads, seconds=0.01: 1e11 * (1.0 if threads == 1 else 1.2))
+    monkeypatch.setattr(roofs.probe, "int8_peak", lambda threads, isa=None, **_: 1e11 * (1.0 if threads == 1 else 1.2))
     made = new_run(tmp_path / "p.json", budget_s=0.2).measure(nothing)
     assert "two threads reached 1.20 times" in made.settings["notes"][0]
-    monkeypatch.setattr(roofs.probe, "int8_peak", lambda threads, seconds=0.01: 1e11 * threads)
+    monkeypatch.setattr(roofs.probe, "int8_peak", lambda threads, isa=None, **_: 1e11 * threads)
     made = new_run(tmp_path / "p.json", budget_s=0.2).measure(nothing)
     assert made.settings["notes"] == []
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+def test_the_vector_peak_is_a_roof_of_its_own_only_beside_tiles(tmp_path, monkeypatch, tiles):
+    chosen = roofs.info.kernel_versions() | {"probe": "amx" if tiles else "avx512vnni"}
+    monkeypatch.setattr(roofs.info, "kernel_versions", lambda: chosen)
+    peaks = {None: 7e12, "avx512vnni": 1e12}
+    monkeypatch.setattr(roofs.probe, "int8_peak", lambda threads, isa=None, **_: peaks[isa] * threads)
+    made = new_run(tmp_path / "p.json", budget_s=0.2).measure(nothing)
+    assert made.roof("int8_peak", 2).median == 14e12
+    found = made.roof("int8_vector_peak", 2)
+    assert found is None if not tiles else found.median == 2e12
 
 
 def test_order_is_seeded():

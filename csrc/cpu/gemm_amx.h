@@ -5,28 +5,34 @@
  * nibbles into a small buffer that stays in L1. Eight tile registers: 2 x 2 sums (up to 32 rows x 32 columns),
  * 2 activations, 2 weights. Sums leave for memory after each group, where AVX-512 scales and adds them: K is never split,
  * and the float chain is everybody's.
- * Calls of a few rows are AVX-512's, which is faster there: a group of 32 fills half a tile product and pays for a whole one,
- * its store and its scaling. */
+ * Calls of a few rows are AVX-512's, which is faster there: a tile of few rows takes as long as a full one, and a group of 32
+ * fills half a tile product and pays for a whole one, its store and its scaling. */
 #ifndef ASSAY_GEMM_AMX_H
 #define ASSAY_GEMM_AMX_H
 
 #include "gemm_prepare_avx512.h"
 
 enum kind { NIBBLE, TABLE, BYTE };
-enum { MR8 = 32, MR16 = 8, TILE_ROWS = 16, FEW = 8, FEW_OF_32 = 16, AVX512_ROWS = 6 };
+enum { MR8 = 32, MR16 = 8, TILE_ROWS = 16, FEW = 8, FEW_OF_32 = 16, FEW_BYTES = 16, AVX512_ROWS = 6 };
 
 /* Weights along K that one tile takes: the largest power of two up to 64 that divides the padded group. */
 INLINE int64_t chunk_of(const assay_w4_layout *l) { return assay_min_i64(64, l->group_padded & -l->group_padded); }
 
+/* Most rows of INT4 that are AVX-512's. */
 static int64_t few(const assay_w4_layout *l) { return l->group_padded == 32 ? FEW_OF_32 : FEW; }
 
-INLINE int few_rows(const assay_gemm_args *p) { return p->m <= few(&p->l); }
+/* The others store their sums at once and gain less: int8, known by its center, nothing at groups of 32; wide_gemm, known by its
+ * center too, from 33 rows there. */
+INLINE int few_rows(const assay_gemm_args *p) {
+    if (p->center == 128) return p->l.group_padded == 32 || p->m <= FEW_BYTES;
+    if (p->center == 1 && p->l.symmetric) return p->m <= (p->l.group_padded == 32 ? MR8 : FEW_BYTES);
+    return p->m <= few(&p->l);
+}
 
-/* A call of a few rows, in AVX-512's row blocks where it came as the one block that it is to others. wide_gemm, known by its
- * center, has no kernels for 7 or 8 rows at once. */
+/* A call of a few rows, in AVX-512's row blocks where it came in AMX's. wide_gemm has no kernels for 7 or 8 rows at once. */
 INLINE void split_rows(assay_gemm_args *p) {
     const int alone = p->l.symmetric && p->center == 1 ? AVX512_ROWS : AVX512_ROWS + 2;
-    if (p->row_blocks == 1 && p->m > alone) p->row_blocks = (int)((p->m + AVX512_ROWS - 1) / AVX512_ROWS);
+    if (p->m > alone) p->row_blocks = (int)((p->m + AVX512_ROWS - 1) / AVX512_ROWS);
 }
 
 /* Tiles 0..3: sums of rows 16 i.. and columns 16 h.. in 2 i + h; 4, 5: activations; 6, 7: weights. Up to 16 rows both i are theirs. */
@@ -79,8 +85,8 @@ INLINE void prepare_tiles(const assay_gemm_args *p, int64_t begin, int64_t end) 
     if (p->a16 || few_rows(p)) {
         assay_gemm_args few = *p;
         if (!p->a16) split_rows(&few);
-        if (few.row_blocks == p->row_blocks) prepare(p, begin, end);
-        else if (begin < end) prepare(&few, 0, few.row_blocks);
+        const int64_t blocks = few.row_blocks;
+        prepare(&few, blocks * begin / p->row_blocks, blocks * end / p->row_blocks);
         return;
     }
     const assay_w4_layout *l = &p->l;

@@ -26,6 +26,7 @@ ROOF_UNITS = {
     "dram_read": "bytes_per_s",
     "llc_read": "bytes_per_s",
     "int8_peak": "ops_per_s",
+    "int8_vector_peak": "ops_per_s",
     "fp32_peak": "ops_per_s",
 }
 #: Roofs that a GPU has besides: its float peak is its tensor cores', on 16-bit floats; "s" are seconds of latency.

@@ -4,16 +4,14 @@
  * Nibbles become signed bytes, q - zero, once for up to PANEL rows: the zero point then costs nothing a row. What lies between
  * tdpbssd's sums and the result is, for each 16 outputs of a group, a conversion, a multiplication and an FMA. Measured on
  * Granite Rapids, in cycles:
- *   tdpbssd       16 a tile of 16 rows, however deep (up to 64 k)
- *   tilestored    18, in which no other instruction is issued; tileloadd 4
- *   vmulps, vfmadd, vcvtdq2ps: 1 while tiles are in use, else 1/2; vaddps and integers 1/2 always
+ *   tdpbssd       16 a tile, however deep (up to 64 k) and however few its rows
+ *   tilestored    18; its tile must be complete, for which a product takes 52
+ *   vmulps, vfmadd: 1 while products are in flight, else 1/2
  * and the clock falls with what the bytes are: products of zeros run half as fast again as products of numbers.
- * So sums are never set back: tiles start at the integer 0x4b400000, which read as float32 is 1.5 2^23, and run on over the
- * groups; the float32 difference of two groups' tiles is the group's integer sum, converted and exact, while they stay within
- * 2^22 of the start (DEPTH). A group of 32 fills half a tile product and still pays a store and 32 multiplications for it,
- * which is why its gain over AVX-512 is small and starts at many rows; groups of 128 pay a quarter of that.
- * To overlap all these, the sums of TOGETHER groups are scaled while the next ones' are made: after every tile's product comes
- * a part of EPILOGUE rows of the groups before, and the tile before is stored. */
+ * So a tile is stored only when the next group's product wants its register: 25 ns a group of 32 rows x 32 k x 32 columns against
+ * 40 when stored at once. TOGETHER groups are then scaled with the outputs in registers; more of them, and the sums crowd the
+ * activations and weights out of L1. A group of 32 fills half a tile product and still pays a store and 32 multiplications for
+ * it, which is why its gain over AVX-512 is less. */
 #include "../gemm_amx.h"
 
 extern const assay_int4_gemm_kernel assay_int4_gemm_avx512vnni;

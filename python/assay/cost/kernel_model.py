@@ -105,7 +105,8 @@ class CostModel:
     ) -> Estimates:
         """Price calls without a calibrated kernel on the roofs, at the utilisations that the INT4 kernel reaches.
 
-        ``compute`` names the compute roof. Without an INT4 fit: 80% of memory, 60% of compute, the fractions that
+        ``compute`` names the compute roof; where the int8 one is of tiles (there is an ``int8_vector_peak``), its utilisation is
+        that of a kernel under the same roof. Without a fit: 80% of memory, 60% of compute, the fractions that
         well-tuned kernels reach (AIConfigurator, BLIS); either way the interval spans from the roof to twice the time.
         """
         memory_utilisation, compute_utilisation, overhead, p = 0.8, 0.6, 5e-6, 4.0
@@ -114,9 +115,14 @@ class CostModel:
             chosen = self._pick(fit, threads, None, group=32)
             assert isinstance(chosen, GemmClass)
             memory_utilisation = float(np.clip(chosen.memory_utilisation, 0.2, 1.0))
-            # Of the widest product: at narrow ones memory hides what the arithmetic could reach.
-            compute_utilisation = float(np.clip(chosen.compute_utilisation(chosen.m[-1]), 0.05, 1.0))
             overhead, p = chosen.overhead_s, chosen.p
+            # Of the widest product: at narrow ones memory hides what the arithmetic could reach. Of a kernel under the same roof
+            # where int8 products have tiles: what they reach of theirs says nothing of vector instructions.
+            if "int8_vector_peak" in self.roofs:
+                fit = next((self.ops[op] for op in GEMM_OPS if op in self.ops and COMPUTE_ROOF[op] == compute), None)
+                chosen = None if fit is None else self._pick(fit, threads, None, group=32)
+            if chosen is not None:
+                compute_utilisation = float(np.clip(chosen.compute_utilisation(chosen.m[-1]), 0.05, 1.0))
         return from_roofs(
             moved_bytes,
             ops,

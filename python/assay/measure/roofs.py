@@ -1,11 +1,15 @@
-"""The roofs: DRAM and last-level-cache read bandwidth, int8 and float32 peak, at each number of threads."""
+"""The roofs: DRAM and last-level-cache read bandwidth, int8 and float32 peak, at each number of threads.
+
+``int8_peak`` is the best tier's. Where that is AMX's tiles, which kernels leave to the vector instructions when rows are few,
+``int8_vector_peak`` is theirs.
+"""
 
 from collections.abc import Iterable
 
 import numpy as np
 
 from ..machine import Machine
-from ..ops import probe
+from ..ops import info, probe
 from .arena import Arena
 
 #: One near-roof reading: long enough to be steady, short enough to stand beside every visit to a point.
@@ -34,6 +38,7 @@ class Roofs:
 
     def __init__(self, machine: Machine, threads: list[int], arena: Arena) -> None:
         self._machine, self._threads, self._arena = machine, thread_counts(threads), arena
+        self._vector = "avx512vnni" if info.kernel_versions()["probe"] == "amx" else None
         self.readings: dict[tuple[str, int], list[float]] = {}
 
     @property
@@ -59,6 +64,8 @@ class Roofs:
             probe.read_bandwidth(cached, t)  # brings it in
             self._keep("llc_read", t, probe.read_bandwidth(cached, t, repeats=repeats))
             self._keep("int8_peak", t, probe.int8_peak(t))
+            if self._vector is not None:
+                self._keep("int8_vector_peak", t, probe.int8_peak(t, isa=self._vector))
             self._keep("fp32_peak", t, probe.fp32_peak(t))
 
     def _keep(self, name: str, threads: int, value: float) -> None:
