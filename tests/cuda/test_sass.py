@@ -10,6 +10,7 @@ import cubin
 import emulator
 import pytest
 import slots
+from rooflines import REPORT
 
 from assay.cuda import compile as nvrtc
 
@@ -152,6 +153,18 @@ def test_issue_slots_for_a_byte_of_weights_are_within_bounds(code, target):
             assert loop.slots_per_byte <= MOST[kind], f"{name}: {loop.slots_per_byte:.3f} slots a byte"
             checked.add(kind)
     assert checked == {kind for kind in MOST if "sm90a" not in kind or target == "sm_90a"}
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_90a", "sm_100a"])
+def test_the_documented_predictions_are_of_this_code(code, target):
+    """docs/cuda-rooflines.md, made by `python tests/cuda/rooflines.py`."""
+    lines = [line.strip("| ").split(" | ") for line in REPORT.read_text().splitlines() if line.startswith("| ")]
+    column = next(line.index(f"slots, {target}") for line in lines if "read" in line)
+    rows = {line[0]: line[column] for line in lines if line[0].startswith("assay_") and line[column] != "-"}
+    assert len(rows) >= 7
+    for name, documented in rows.items():
+        loop = slots.main_loop(emulator.kernels()[name], code(target)[name])
+        assert f"{loop.slots_per_byte:.3f}" == documented, name
 
 
 @targets
