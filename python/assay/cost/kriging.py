@@ -33,6 +33,7 @@ SEARCHED = 32  # neighbours while scales are tried
 CELL_POINTS = 24  # at most, in a cell of the tree
 CELL_NEIGHBOURS = 128  # of a cell's centre: they surround its cell, so that errors are those of 48 around each query
 GAIN = 0.997  # a change of scale has to earn 0.3% of the loss
+DOUBTED = 600  # hidden points that caution is chosen on
 CAUTIONS = (3.0, 2.0, 1.5)  # standard deviations
 
 
@@ -269,7 +270,12 @@ def fit(
     for value in (0.004, 0.05, 0.2):
         if (now := loss(scale, value)) < best * GAIN:
             best, nugget = now, value
-    return _cautious(Kriging(features, residual, noise, scale, nugget), group, picked)
+    # Other points than the scales were found on: those would say that nothing need be doubted.
+    rest = np.setdiff1d(np.arange(len(residual)), picked)
+    if rest.size < picked.size:
+        rest = picked
+    fresh = rng.choice(rest, min(DOUBTED, rest.size), replace=False)
+    return _cautious(Kriging(features, residual, noise, scale, nugget), group, fresh)
 
 
 def _cautious(model: Kriging, group: IntArray, picked: IntArray) -> Kriging:
