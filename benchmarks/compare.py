@@ -380,6 +380,7 @@ def compare(args: argparse.Namespace, cells: list[Cell], targets: Mapping[str, T
     return 130 if stopped else 0
 
 
+EXP_COLUMN = Column("exp_pct", "of exp rate", lambda v: percent(v / 100), "right")
 RESULT_COLUMNS = [
     Column("ours_us", "ours, us", digits, "right"),
     Column("best_us", "best peer, us", digits, "right"),
@@ -405,6 +406,8 @@ SUMMARY_COLUMNS = [
 def show(fmt: str, results: Results, columns: list[Column], classes: Mapping[str, Any]) -> None:
     """Prints the results: JSON and CSV hold every peer's time, tables the best one's."""
     lines = summary(results.rows, {"all": lambda r: True, **classes})
+    if any("exp_pct" in row for row in results.rows):
+        columns = [*columns, EXP_COLUMN]
     rows = list(losses_first(results.rows))
     if fmt == "json":
         print(to_json({"header": results.header, "rows": rows, "summary": lines}))

@@ -116,6 +116,8 @@ def row_of(cell: Cell, found: Measured, work: Callable[[Cell], dict[str, float]]
         least = {roof: amount / max(now[roof] for now in found.roofs) for roof, amount in work(cell).items()}
         binding = max(least, key=least.__getitem__)
         row.update(bound=BOUNDS[binding], roof_pct=100 * least[binding] / took[OURS])
+        if "exp_rate" in least:
+            row["exp_pct"] = 100 * least["exp_rate"] / took[OURS]
     return row
 
 

@@ -46,7 +46,7 @@ class Numpy:
         return np.minimum(x, y)
 
     def entropy(self, p: Any) -> Any:
-        return -(p * np.log(p + 1e-5)).sum(-1)
+        return -(p * np.log(np.maximum(p, np.float32(1e-30)))).sum(-1)
 
     def draw(self, weights: Any) -> np.ndarray:
         sums = weights.cumsum(-1)
@@ -69,7 +69,7 @@ class Torch:
         return self._torch.minimum(x, y)
 
     def entropy(self, p: Any) -> Any:
-        return -(p * self._torch.log(p + 1e-5)).sum(-1)
+        return self._torch.special.entr(p).sum(-1)
 
     def draw(self, weights: Any) -> np.ndarray:
         return weights.multinomial(1)[:, 0].numpy()

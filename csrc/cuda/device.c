@@ -158,9 +158,9 @@ int assay_cuda_free(void *p) {
 int assay_cuda_pointer_device(const void *p, int *ordinal) {
     const int status = assay_cuda_open();
     if (status) return status;
-    if (assay_cuda_api.cuPointerGetAttribute(ordinal, POINTER_DEVICE_ORDINAL, address(p)))
-        return assay_cuda_fail(ASSAY_EINVAL, "%p: no memory that CUDA knows", p);
-    return ASSAY_OK;
+    const int result = assay_cuda_api.cuPointerGetAttribute(ordinal, POINTER_DEVICE_ORDINAL, address(p));
+    if (result == CU_ERROR_INVALID_VALUE) return assay_cuda_fail(ASSAY_EINVAL, "%p: no memory that CUDA knows", p);
+    return assay_cuda_result(result, "cuPointerGetAttribute");
 }
 
 int assay_cuda_memory(size_t *free_bytes, size_t *total_bytes) {

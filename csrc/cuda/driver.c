@@ -69,6 +69,7 @@ static int meaning(int result, const char **advice) {
             *advice = "; this is the toolkit's stub, not a driver: take its folder off LD_LIBRARY_PATH";
             return ASSAY_CUDA_ENODRIVER;
         default:
+            *advice = "; CUresult in the CUDA Driver API's reference says what may cause it";
             return ASSAY_CUDA_ECALL;
     }
 }

@@ -24,7 +24,6 @@
     X(cuCtxPopCurrent, cuCtxPopCurrent_v2, (void **)) \
     X(cuLibraryLoadData, cuLibraryLoadData, (void **, const void *, int *, void **, unsigned, int *, void **, unsigned)) \
     X(cuLibraryGetKernel, cuLibraryGetKernel, (void **, void *, const char *)) \
-    X(cuLibraryUnload, cuLibraryUnload, (void *)) \
     X(cuKernelSetAttribute, cuKernelSetAttribute, (int, int, void *, int)) \
     X(cuKernelGetFunction, cuKernelGetFunction, (void **, void *)) \
     X(cuLaunchKernel, cuLaunchKernel, (void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, \
@@ -64,6 +63,7 @@ typedef struct {
 
 /* cuda.h's numbers. */
 enum {
+    CU_ERROR_INVALID_VALUE = 1,
     CU_ERROR_OUT_OF_MEMORY = 2,
     CU_ERROR_NOT_INITIALIZED = 3,
     CU_ERROR_DEINITIALIZED = 4,

@@ -1,6 +1,7 @@
 """Calibration of a GPU, on the mock driver as a card with a known law of time (card.py): the fit must recover the law."""
 
 import gc
+import itertools
 import json
 import statistics
 import sys
@@ -8,11 +9,14 @@ import sys
 import pytest
 from card import Card, fake_nvml
 
-from assay import profile
+from assay import cuda, profile
 from assay.cli import main
 from assay.cost.stored import load_model
+from assay.cuda import probe
 from assay.errors import AssayError, UnsupportedError
-from assay.measure import arena, events, gpu, run
+from assay.measure import arena, events, gpu, gpu_roofs, run
+from assay.measure.gpu_data import DeviceArena
+from assay.measure.nvml import Watch
 from assay.measure.points import Point
 
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -120,6 +124,47 @@ def test_cold_and_warm_weights_are_two_laws(card, tmp_path):
                                          and (s.params["n"], s.params["k"]) == (1024, 512)) for where in ("dram", "llc")}  # fmt: skip
     assert cold.time_s == pytest.approx(by_place["dram"], rel=0.05)
     assert warm.time_s == pytest.approx(by_place["llc"], rel=0.05)
+
+
+def test_short_graphs_are_cold_or_warm_as_asked(card, monkeypatch):
+    """Five calls touch a third of L2: a replay would find all of it there. Noise: 1% of five calls' mean, nine samples."""
+    monkeypatch.setattr(events, "GRAPH_S", 1.7e-5)
+    found = cuda.device(0)
+    lane = events.Lane(found, Watch(found.uuid))
+    data = cuda.empty(16 << 16, "uint8").fill(0)
+
+    def read(i):
+        return lambda: probe.read(data.part(i % 16 << 16, (1 << 16,), "uint8"), lane.sink, lane.blocks)
+
+    for warm, rate in ((False, card.dram), (True, card.l2)):
+        timer = events.EventTimer((read(i) for i in itertools.count()), lane, warm=warm)
+        timer.visit(0.0, min_samples=9)
+        want = (1 << 16) / rate + card.node_s + card.launch_s / timer.calls_a_graph
+        assert timer.calls_a_graph < 8
+        assert statistics.median(timer.samples) == pytest.approx(want, rel=0.02), warm
+
+
+def test_only_what_a_model_finds_in_l2_is_timed_there(card):
+    device = gpu.Gpu(0, 0)
+    device.prepare(1e6)
+    route, experts, verify = (
+        next(p for p in others() if p.op == op) for op in ("moe_route", "moe_experts", "chain_verify")
+    )
+    cold = [product("w4a8_gemm", 1, 256, 256), experts, verify]
+    warm = [product("w4a8_gemm", 1, 256, 256, resident="llc"), route]
+    assert [device.timer(p)[1].warm for p in (*cold, *warm)] == [False] * 3 + [True] * 2
+
+
+def test_the_roof_of_l2_is_read_warm(card, monkeypatch):
+    """64 passes over a quarter of L2, of which a cold first one would be 5%; 1% noise, five readings; a graph's launch."""
+    monkeypatch.setattr(gpu_roofs, "READ_BYTES", 16 << 20)
+    found = cuda.device(0)
+    roofs = gpu_roofs.DeviceRoofs(found, DeviceArena(found, 0, 0.0), events.Lane(found, Watch(found.uuid)))
+    for _ in range(5):
+        roofs.measure()
+    for name, rate in (("llc_read", card.l2), ("llc_write", card.l2_write)):
+        want = (16 << 20) / ((16 << 20) / rate + card.launch_s)
+        assert statistics.median(roofs.readings[name, 1]) == pytest.approx(want, rel=0.02), name
 
 
 def test_routing_experts_and_verification(card, tmp_path):
@@ -238,7 +283,8 @@ def test_the_command_end_to_end(card, mock, tmp_path, monkeypatch, capsys):
     rows = {row["precision"]: row for row in answer["rows"]}
     assert rows["int4"]["measured_share"] > 0.5
     assert rows["int4"]["tpot_s"] < rows["bf16"]["tpot_s"]
-    for command in (["plan", "olmoe-1b-7b", "--profile", path], ["techniques", "olmoe-1b-7b", "--profile", path]):
+    for command in (["plan", "olmoe-1b-7b", "--profile", path], ["techniques", "olmoe-1b-7b", "--profile", path],
+                    ["profile", "show", path]):  # fmt: skip
         assert main(command) == 0, command
         assert capsys.readouterr().out
 
@@ -247,8 +293,6 @@ def test_no_such_gpu_and_no_driver_are_named(mock, monkeypatch, capsys, tmp_path
     assert main(["calibrate", "--device", "cuda:7", "-o", str(tmp_path / "p.json")]) == 2
     assert "cuda:7: expected one of 2 visible GPUs" in capsys.readouterr().err
     mock.set(major=7, minor=5)
-    from assay import cuda
-
     cuda.refresh()
     with pytest.raises(UnsupportedError, match=r"expected compute capability 8\.0 or newer, got 7\.5"):
         gpu.Gpu(0, 0)

@@ -62,3 +62,20 @@ def test_a_graph_of_the_gemm_has_the_same_bits(gpu):
     out.fill(0)
     graph.launch(stream)
     np.testing.assert_array_equal(out.numpy(), plain.numpy())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("m", [64, 65, 130])
+def test_hopper_multiplies_many_rows_by_warpgroups(mock, m, symmetric):
+    from assay import cuda
+
+    mock.set(major=9, minor=0, smem_optin=232448, smem_per_sm=233472)
+    w = weights(288, 192, 64, symmetric)
+    a = np.random.default_rng(2).standard_normal((m, 192)).astype(np.float16)
+    got = assay.w4a16_gemm(cuda.to_device(a), w.to_device()).numpy()
+    did = mock.counters()
+    assert (did.wgmma > 0, did.bulk_bytes > 0, did.mma == 0) == ((True,) * 3 if m > 64 else (False,) * 3)
+    want = a.astype(np.float64) @ w.dequantize().astype(np.float64).T
+    size = np.abs(a.astype(np.float64)) @ np.abs(w.dequantize().astype(np.float64)).T
+    # As in test_w4a16_is_within_rounding_of_numpy.
+    assert (np.abs(got - want) <= size * 2.0**-24 * (192 + 8)).all()

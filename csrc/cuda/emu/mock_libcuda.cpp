@@ -116,12 +116,18 @@ int cuInit(unsigned) {
     return OK;
 }
 int cuGetErrorName(int code, const char **name) {
+    Hold hold(machine->lock);
+    int answer = OK;
+    if (injected("cuGetErrorName", &answer)) return answer;
     for (const Name &n : names)
         if (n.code == code) return *name = n.name, OK;
     *name = nullptr;
     return INVALID_VALUE;
 }
 int cuGetErrorString(int code, const char **text) {
+    Hold hold(machine->lock);
+    int answer = OK;
+    if (injected("cuGetErrorString", &answer)) return answer;
     for (const Name &n : names)
         if (n.code == code) return *text = n.text, OK;
     *text = nullptr;
@@ -249,10 +255,6 @@ int cuLibraryLoadData(void **library, const void *code, int *, void **, unsigned
     if (!somewhere) return NO_BINARY_FOR_GPU;
     *library = image.get();
     machine->images.push_back(std::move(image));
-    return OK;
-}
-int cuLibraryUnload(void *) {
-    ENTER(cuLibraryUnload);
     return OK;
 }
 int cuLibraryGetKernel(void **kernel, void *library, const char *name) {

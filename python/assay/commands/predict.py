@@ -446,5 +446,6 @@ def _next(args: argparse.Namespace, best: "Prediction | None", profile: "Profile
             command += ["--isl", str(args.isl), "--osl", str(args.osl)]
         return shlex.join([*command, "--explain"])
     if profile.settings["mode"] == "quick":
-        return "assay calibrate --full"
+        device = profile.machine.extra.get("device")
+        return shlex.join(["assay", "calibrate", "--full", *(["--device", device] if device else [])])
     return shlex.join([*command, "--usd-per-hour", "1.0"])

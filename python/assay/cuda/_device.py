@@ -92,8 +92,10 @@ def current(ordinal: int) -> Iterator[None]:
     check(lib.assay_cuda_push(ordinal, pushed), f"cuda:{ordinal}")
     try:
         yield
-    finally:
+    except BaseException:
         lib.assay_cuda_pop(pushed[0])
+        raise
+    check(lib.assay_cuda_pop(pushed[0]), f"cuda:{ordinal}")
 
 
 def memory_info(ordinal: int = 0) -> tuple[int, int]:

@@ -100,7 +100,7 @@ class EventTimer:
     """
 
     def __init__(self, calls: Iterator[Call], lane: Lane, *, warm: bool = False) -> None:
-        self._calls, self._lane, self._warm = calls, lane, warm
+        self._calls, self._lane, self.warm = calls, lane, warm
         self._graph: cuda.Graph | None = None
         self._held: list[Call] = []
         self.calls_a_graph = 0
@@ -122,7 +122,7 @@ class EventTimer:
         self._graph.launch(self._lane.stream)
 
     def _sample(self) -> float:
-        (self.replay if self._warm else self._lane.flush)()
+        (self.replay if self.warm else self._lane.flush)()
         return self._lane.seconds(self.replay) / self.calls_a_graph
 
     def prepare(self) -> None:

@@ -33,7 +33,7 @@ def gpu_grid(mode: str, l2_bytes: int) -> list[Point]:
     points: list[Point] = []
     kinds = ((32, True), (128, True), (128, False)) if full else ((32, True), (128, True))
     for op, most in ROWS.items():
-        for group, symmetric in kinds:
+        for group, symmetric in kinds if full or op != "w4a16_gemv" else kinds[:1]:
             points += [
                 gemm_point(op, shape, m, T, False, group, symmetric) for shape in FITTED for m in WIDTHS if m <= most
             ]
@@ -41,8 +41,8 @@ def gpu_grid(mode: str, l2_bytes: int) -> list[Point]:
                 gemm_point(op, shape, m, T, True, group, symmetric)
                 for shape, widths in HELD_OUT.items() for m in widths if m <= most
             ]  # fmt: skip
-            if not full and op == "w4a16_gemv":
-                break
+        # As many weights as a head has.
+        points += [gemm_point(op, "gemma-270m-head", m, T, False) for m in (1, 4, 16, 64) if m <= most]
         cached = [(shape, m, False) for shape in CACHED for m in (1, 4, 16, 64)]
         cached += [(shape, m, True) for shape in CACHED_HELD_OUT for m in (1, 8, 32)]
         for shape, m, held_out in cached:
