@@ -669,7 +669,10 @@ def from_pytest_benchmark(path: str | os.PathLike[str]) -> Profile:
     name = os.fspath(path)
     data = _read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("benchmarks"), list):
-        raise ProfileError(f"{name}: $.benchmarks: expected the list of a pytest-benchmark file, got none")
+        raise ProfileError(
+            f"{name}: $.benchmarks: expected the list of a pytest-benchmark file, got none; "
+            "tables that others measured are scored by `assay validate`"
+        )
     info = _dict(data.get("machine_info"))
     roofs: list[dict[str, Json]] = []
     samples: list[dict[str, Json]] = []
