@@ -193,7 +193,8 @@ def test_influences_find_the_cause():
 
 def test_bandwidth_moves_small_batches_most():
     found = influences(lambda draws: price(case(batch=1, isl=16), draws).step_s)
-    assert found[0].cause == "memory"
+    # A part's cause against what no part explains, which no batch changes.
+    assert next(i.cause for i in found if i.cause != "unmodelled") == "memory"
     assert {i.cause for i in found} >= {"memory", "compute", "overhead", "layer", "scheduler"}
 
 

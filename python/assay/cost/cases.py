@@ -235,7 +235,7 @@ def run_pass(case: Case, groups: Sequence[Group], draws: Draws) -> Part:
         found += _attention(case, group, draws)
     found.append(case.machine.communication(tokens, model.hidden_size, model.num_layers, draws))
     found.append(case.machine.glue(model.num_layers, model.experts.num_layers if model.experts else 0, draws))
-    return total(found)
+    return total(found).times(case.machine.unmodelled(draws))
 
 
 def _attention(case: Case, group: Group, draws: Draws) -> list[Part]:
