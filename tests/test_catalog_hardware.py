@@ -72,6 +72,10 @@ def test_names_are_told_apart():
     assert find_device("Apple M4")["name"] == "apple-m4"
     assert find_device("Apple M4 Max")["name"] == "apple-m4-max"
     assert find_device("NVIDIA L40") is None
+    assert find_device("h100")["name"] == "h100-sxm"
+    assert find_device("groq")["name"] == "groq-lpu"
+    assert find_device("apple") is None  # several
+    assert find_device("") is None
 
 
 def test_prices_are_dated_ranges():

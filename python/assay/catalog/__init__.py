@@ -131,7 +131,7 @@ def find_device(name: str) -> dict[str, Any] | None:
     """The datasheet row of a device by the name that its driver gives, or None.
 
     A row is named by the whole words of one of its patterns, so that "NVIDIA GB200" is not a B200, and by the longest
-    one, so that an "Apple M4 Pro" is no M4.
+    one, so that an "Apple M4 Pro" is no M4. Where none is, the first words of one row's name will do: "h100", "groq".
     """
     text = " ".join(name.lower().split())
     found: dict[str, Any] | None = None
@@ -140,7 +140,8 @@ def find_device(name: str) -> dict[str, Any] | None:
         for pattern in (row["name"], *row["match"]):
             if len(pattern) > longest and re.search(rf"(?<![a-z0-9]){re.escape(pattern)}(?![a-z0-9])", text):
                 found, longest = dict(row), len(pattern)
-    return found
+    begun = [row for row in _device_rows() if row["name"].startswith(f"{text}-")]
+    return dict(begun[0]) if found is None and len(begun) == 1 else found
 
 
 @cache
