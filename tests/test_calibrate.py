@@ -106,7 +106,7 @@ def sample(op, params, moved_bytes, ops, near=None):
 
 def test_each_point_is_held_against_its_roof():
     made = synthetic_profile()
-    roof = {name: made.roof(name, 1).median for name in profile.ROOF_UNITS}
+    roof = {r.name: r.median for r in made.roofs if r.threads == 1}
     shape = {"n": 64, "k": 64, "group_size": 32, "symmetric": True}
     route = {"tokens": 1, "num_experts": 8, "top_k": 2}
     verify = {"batch": 1, "num_draft": 1, "vocab": 9, "rule": "greedy"}
