@@ -13,7 +13,7 @@
 #include "gemm_prepare_avx512.h"
 
 enum kind { NIBBLE, TABLE, BYTE };
-enum { MR8 = 32, MR16 = 8, TILE_ROWS = 16, FEW = 8, FEW_OF_32 = 16, FEW_BYTES = 16, AVX512_ROWS = 6 };
+enum { MR8 = 32, MR16 = 8, TILE_ROWS = 16, FEW = 8, FEW_OF_32 = 12, FEW_BYTES = 16, AVX512_ROWS = 6 };
 
 /* Weights along K that one tile takes: the largest power of two up to 64 that divides the padded group. */
 INLINE int64_t chunk_of(const assay_w4_layout *l) { return assay_min_i64(64, l->group_padded & -l->group_padded); }

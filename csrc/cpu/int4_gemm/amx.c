@@ -16,7 +16,7 @@
 
 extern const assay_int4_gemm_kernel assay_int4_gemm_avx512vnni;
 
-enum { TOGETHER = 2, EPILOGUE = 8, PANEL = 256, DEPTH = 1024, MOST_GROUP = 128 };
+enum { TOGETHER = 2, EPILOGUE = 8, PANEL = 256, DEPTH = 512, MOST_GROUP = 128 };
 
 /* Sums of one group: a row block's rows, 32 columns. */
 typedef int32_t sums[MR8][ASSAY_TILE_N];
@@ -154,10 +154,13 @@ KERNEL void block_panel_4(const assay_gemm_args *p, int64_t row0, int64_t rows, 
     block_panel(p, row0, rows, g0, count, s, f, next, lines, 4);
 }
 
-/* Rows of C from s->f; columns past N stay here. */
-INLINE void store_panel(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t rows, const panel *s) {
+/* A row block's outputs from f; columns past N stay here. */
+INLINE void store_block(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t rows, const float (*f)[ASSAY_TILE_N]) {
     const int64_t n0 = t * ASSAY_TILE_N, n = assay_min_i64(ASSAY_TILE_N, p->l.n - n0);
-    for (int64_t r = 0; r < rows; r++) memcpy(p->c + (row0 + r) * p->ldc + n0, s->f[r], (size_t)n * 4);
+    float *c = p->c + row0 * p->ldc + n0;
+    for (int64_t r = 0; r < rows; r++, c += p->ldc)
+        if (n == ASSAY_TILE_N) memcpy(c, f[r], sizeof *f);
+        else memcpy(c, f[r], (size_t)n * sizeof **f);
 }
 
 /* A tile for all rows, PANEL rows at a time, DEPTH weights along K at a time. */
@@ -181,11 +184,12 @@ INLINE void tile_panels(const assay_gemm_args *p, int64_t t, panel *s, int64_t *
                 if (rows != *configured) configure(rows, chunk_of(l));
                 *configured = rows;
                 const int64_t from = lines * (b - b0) / (b1 - b0), to = lines * (b - b0 + 1) / (b1 - b0);
-                (rows > TILE_ROWS ? block_panel_4 : block_panel_2)(p, row0, rows, g, count, s, s->f + (row0 - first),
-                                                                 next + 64 * from, to - from);
+                float (*f)[ASSAY_TILE_N] = s->f + (row0 - first);
+                if (g + count == l->groups) expect_rows(p, t, row0, (int)rows);
+                (rows > TILE_ROWS ? block_panel_4 : block_panel_2)(p, row0, rows, g, count, s, f, next + 64 * from, to - from);
+                if (g + count == l->groups) store_block(p, t, row0, rows, f);
             }
         }
-        store_panel(p, t, first, last - first, s);
     }
 }
 
