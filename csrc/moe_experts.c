@@ -14,8 +14,8 @@
 
 #include <string.h>
 
-/* Rows whose tile of outputs lies on a thread's stack: 16 KiB. */
-enum { SLAB = 128 };
+/* Rows whose tile of outputs lies on a thread's stack: 32 KiB. */
+enum { SLAB = 256 };
 /* Tiles of an expert that a thread takes at a time. */
 enum { CHUNK = 4 };
 /* Floats below which one thread does a pass alone, as in gemm.c. */

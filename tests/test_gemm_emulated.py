@@ -11,8 +11,8 @@ from test_wide_gemm import CASES, CODEBOOKS
 from test_wide_gemm import SHAPES as WIDE_SHAPES
 from test_wide_gemm import weights as weights_wide
 
-#: Rows of a call, by tier: AMX leaves calls of up to 16 rows (32 at groups of 32) to AVX-512; its row blocks end at 32, its tiles
-#: at 16, its panels at 256.
+#: Rows of a call, by tier: AMX leaves calls of few rows, up to 32 of wide weights, to AVX-512; its row blocks end at 32, its
+#: tiles at 16.
 ROWS = {
     "avxvnni": (1, 2, 3, 6, 7, 13),
     "avx512vnni": (1, 2, 3, 4, 5, 6, 7, 8, 13),

@@ -37,11 +37,12 @@ def test_numba_twin_has_the_same_bits(n, k, group_size):
     np.testing.assert_array_equal(assay.w8a8_gemm(a, w, backend="numba"), assay.w8a8_gemm(a, w))
 
 
-def test_a_row_has_the_same_bits_in_any_batch(variant):
-    w = assay.pack_int8(*weights(100, 640, 32))
-    a = activations(24, 640)
-    alone = np.concatenate([assay.w8a8_gemm(a[i : i + 1], w, isa=variant, num_threads=1) for i in range(24)])
-    for m in (2, 5, 7, 16, 24):
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_a_row_has_the_same_bits_in_any_batch(variant, group_size):
+    w = assay.pack_int8(*weights(100, 640, group_size))
+    a = activations(290, 640)
+    alone = np.concatenate([assay.w8a8_gemm(a[i : i + 1], w, isa=variant, num_threads=1) for i in range(290)])
+    for m in (2, 5, 7, 16, 24, 33, 290):
         for threads in (1, 2, 3):
             np.testing.assert_array_equal(assay.w8a8_gemm(a[:m], w, isa=variant, num_threads=threads), alone[:m])
 
@@ -54,9 +55,11 @@ def test_extremes_stay_exact(variant):
     for m in (1, 3):
         got = assay.w8a8_gemm(np.ones((m, k), np.float32), w, isa=variant)
         np.testing.assert_allclose(got, -128.0 * k * 2.0**-14, rtol=1e-6)
-    saturating = assay.pack_int8(np.full((32, 64), 127, np.int8), np.ones((32, 2), np.float16))
-    a = np.full((2, 64), -5.0, np.float32)
-    np.testing.assert_allclose(assay.w8a8_gemm(a, saturating, isa=variant), -5 * 127 * 64, rtol=1e-6)
+    for code in (-128, 127):
+        saturating = assay.pack_int8(np.full((32, 64), code, np.int8), np.ones((32, 2), np.float16))
+        a = np.full((20, 64), -5.0, np.float32)
+        for m in (2, 20):
+            np.testing.assert_allclose(assay.w8a8_gemm(a[:m], saturating, isa=variant), -5 * code * 64, rtol=1e-6)
 
 
 @given(st.integers(1, 80), st.integers(1, 6), st.sampled_from([32, 64, 128, 0]), st.integers(1, 9))

@@ -13,18 +13,18 @@
 #include "gemm_prepare_avx512.h"
 
 enum kind { NIBBLE, TABLE, BYTE };
-enum { MR8 = 32, MR16 = 8, TILE_ROWS = 16, FEW = 8, FEW_OF_32 = 16, FEW_BYTES = 16, AVX512_ROWS = 6 };
+enum { MR8 = 32, MR16 = 8, TILE_ROWS = 16, MOST_GROUP = 128, FEW = 8, FEW_OF_32 = 12, FEW_BYTES = 16, AVX512_ROWS = 6 };
 
 /* Weights along K that one tile takes: the largest power of two up to 64 that divides the padded group. */
 INLINE int64_t chunk_of(const assay_w4_layout *l) { return assay_min_i64(64, l->group_padded & -l->group_padded); }
 
-/* Most rows of INT4 that are AVX-512's. */
+/* Most rows of INT4 and int8 that are AVX-512's. */
 static int64_t few(const assay_w4_layout *l) { return l->group_padded == 32 ? FEW_OF_32 : FEW; }
 
-/* The others store their sums at once and gain less: int8, known by its center, nothing at groups of 32; wide_gemm, known by its
- * center too, from 33 rows there. */
+/* Those that store their sums at once gain less: int8, known by its center, of long groups; wide_gemm, known by its center too,
+ * which at groups of 32 does from 33 rows on. */
 INLINE int few_rows(const assay_gemm_args *p) {
-    if (p->center == 128) return p->l.group_padded == 32 || p->m <= FEW_BYTES;
+    if (p->center == 128 && p->l.group_padded > MOST_GROUP) return p->m <= FEW_BYTES;
     if (p->center == 1 && p->l.symmetric) return p->m <= (p->l.group_padded == 32 ? MR8 : FEW_BYTES);
     return p->m <= few(&p->l);
 }

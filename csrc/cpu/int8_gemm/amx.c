@@ -1,9 +1,9 @@
-/* int8 GEMM for AMX-INT8: the equations of assay.h. Weight tiles are loaded from the packed lines as they lie (q + 128);
- * calls of a few rows are AVX-512's. */
-#include "../gemm_amx.h"
+/* int8 GEMM for AMX-INT8: the equations of assay.h. Calls of a few rows are AVX-512's. */
+#include "../gemm_amx_panels.h"
 
 extern const assay_int8_gemm_kernel assay_int8_gemm_avx512vnni;
 
+/* A group longer than the panel's, whose weight tiles are loaded from the packed lines as they lie (q + 128). */
 KERNEL void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t rows) {
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
@@ -30,13 +30,15 @@ KERNEL void block8(const assay_gemm_args *p, int64_t t, int64_t row0, int64_t ro
 }
 
 static void w8a8(const assay_gemm_args *p, int64_t begin, int64_t end) {
-    if (!few_rows(p)) {
+    if (few_rows(p)) {
+        assay_gemm_args few = *p;
+        split_rows(&few);
+        assay_int8_gemm_avx512vnni.w8a8(&few, begin, end);
+    } else if (p->l.group_padded > MOST_GROUP) {
         walk_tiles(p, begin, end, block8);
-        return;
+    } else {
+        walk_panels(p, begin, end, BYTE);
     }
-    assay_gemm_args few = *p;
-    split_rows(&few);
-    assay_int8_gemm_avx512vnni.w8a8(&few, begin, end);
 }
 
 const assay_int8_gemm_kernel assay_int8_gemm_amx = {MR8, MR8, w8a8};
