@@ -46,7 +46,7 @@ def test_backend_ops_becomes_products_of_their_n_rows(tmp_path):
     path = tmp_path / "perf.txt"
     path.write_text(PERF)
     q4, f16 = sorted(read_tables(path), key=lambda t: t.dtype, reverse=True)
-    assert (q4.dtype, q4.system) == ("int4_wo", "CUDA0")
+    assert (q4.dtype, q4.system) == ("int4_wo", "NVIDIA L40S")
     assert {k: v.tolist() for k, v in q4.sizes.items()} == {"m": [1], "n": [4096], "k": [14336]}
     np.testing.assert_allclose(q4.time_s, [1173.71e-6])
     assert f16.dtype == "float16"

@@ -6,16 +6,28 @@ the file, what was found and what was wanted. The format is described in docs/pr
 
 import hashlib
 import json
-import math
 import os
 import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from assay.checks import (
+    Json,
+    check_bool,
+    check_finite,
+    check_int,
+    check_list,
+    check_middle,
+    check_number,
+    check_numbers,
+    check_object,
+    check_text,
+    fail,
+)
 from assay.errors import ProfileError
+from assay.foreign import StoredTable, WholeRun
 
 SCHEMA = "assay-profile"
 SCHEMA_VERSION = 1
@@ -45,8 +57,6 @@ GEMM_OPS = ("w4a8_gemm", "w4a16_gemm", "w8a8_gemm", "w4a16_gemv")
 #: Those, and the expert layer, which is a product of as many weights as its experts have.
 MATRIX_OPS = (*GEMM_OPS, "moe_experts")
 VERIFY_RULES = ("greedy", "rejection")
-
-Json = Any
 
 
 def spread_of(values: Sequence[float]) -> float:
@@ -156,7 +166,10 @@ class Sample:
 
 @dataclass
 class Profile:
-    """A calibration in memory. ``fits`` and ``accuracy`` are what ``assay.cost.stored.summarise`` returns."""
+    """A calibration in memory. ``fits`` and ``accuracy`` are what ``assay.cost.stored.summarise`` returns.
+
+    ``tables`` are points of kernels that others measured on this device, ``runs`` whole models that ran on it.
+    """
 
     created_utc: str
     command: list[str]
@@ -169,6 +182,8 @@ class Profile:
     fits: dict[str, Json] = field(default_factory=dict)
     accuracy: dict[str, Json] = field(default_factory=dict)
     complete: bool = False
+    tables: list[StoredTable] = field(default_factory=list)
+    runs: list[WholeRun] = field(default_factory=list)
 
     def roof(self, name: str, threads: int) -> Roof | None:
         """The roof of that name and thread count, or None."""
@@ -228,6 +243,8 @@ class Profile:
             "fits": self.fits,
             "accuracy": self.accuracy,
             "complete": self.complete,
+            **({"tables": [t.to_json() for t in self.tables]} if self.tables else {}),
+            **({"runs": [r.to_json() for r in self.runs]} if self.runs else {}),
         }
 
     @classmethod
@@ -246,178 +263,106 @@ class Profile:
 # ---- validation -------------------------------------------------------------------------------------------
 
 
-def _shown(value: Json) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _fail(path: str, wanted: str, got: Json) -> ProfileError:
-    return ProfileError(f"{path}: expected {wanted}, got {_shown(got)}")
-
-
-def _object(value: Json, path: str, required: Sequence[str], optional: Sequence[str] | None = ()) -> dict[str, Json]:
-    """A JSON object with these keys; ``optional=None`` lets any further key pass."""
-    if not isinstance(value, dict):
-        raise _fail(path, "an object", value)
-    for key in required:
-        if key not in value:
-            raise ProfileError(f"{path}.{key}: expected a value, got nothing (the key is missing)")
-    if optional is not None:
-        for key in value:
-            if key not in required and key not in optional:
-                raise ProfileError(f"{path}.{key}: expected only {', '.join((*required, *optional))}; got this key too")
-    return value
-
-
-def _list(value: Json, path: str) -> list[Json]:
-    if not isinstance(value, list):
-        raise _fail(path, "a list", value)
-    return value
-
-
-def _text(value: Json, path: str) -> str:
-    if not isinstance(value, str):
-        raise _fail(path, "a string", value)
-    return value
-
-
-def _bool(value: Json, path: str) -> bool:
-    if not isinstance(value, bool):
-        raise _fail(path, "true or false", value)
-    return value
-
-
-def _int(value: Json, path: str, low: int, high: int = 2**63 - 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise _fail(path, f"an integer of at least {low}", value)
-    return value
-
-
-def _number(value: Json, path: str, *, positive: bool) -> float:
-    wanted = "a finite number above 0" if positive else "a finite number of at least 0"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _fail(path, wanted, value)
-    try:
-        number = float(value)
-    except OverflowError:
-        raise _fail(path, wanted, "an integer too large for a float") from None
-    if not math.isfinite(number) or number < 0 or (positive and number == 0):
-        raise _fail(path, wanted, value)
-    return number
-
-
-def _numbers(value: Json, path: str) -> tuple[float, ...]:
-    values = tuple(_number(v, f"{path}[{i}]", positive=True) for i, v in enumerate(_list(value, path)))
-    if not values:
-        raise _fail(path, "at least one number", value)
-    return values
-
-
-def _middle(value: Json, path: str, values: Sequence[float]) -> float:
-    median = _number(value, path, positive=True)
-    if not min(values) <= median <= max(values):
-        raise _fail(path, f"a median between {min(values)!r} and {max(values)!r}, the extremes of its samples", value)
-    return median
-
-
 def _machine(value: Json, path: str) -> Machine:
     known = ("fingerprint", "cpu", "isa", "cores", "memory_bytes", "caches", "os", "numpy", "python")
-    data = _object(value, path, known, optional=None)
-    caches = _object(data["caches"], f"{path}.caches", ("l1d_bytes", "l2_bytes", "l3_bytes"), optional=None)
+    data = check_object(value, path, known, optional=None)
+    caches = check_object(data["caches"], f"{path}.caches", ("l1d_bytes", "l2_bytes", "l3_bytes"), optional=None)
     return Machine(
-        fingerprint=_text(data["fingerprint"], f"{path}.fingerprint"),
-        cpu=_text(data["cpu"], f"{path}.cpu"),
-        isa=tuple(_text(v, f"{path}.isa[{i}]") for i, v in enumerate(_list(data["isa"], f"{path}.isa"))),
-        cores=_int(data["cores"], f"{path}.cores", 1),
-        memory_bytes=None if data["memory_bytes"] is None else _int(data["memory_bytes"], f"{path}.memory_bytes", 1),
-        caches={k: None if v is None else _int(v, f"{path}.caches.{k}", 0) for k, v in caches.items()},
-        os=_text(data["os"], f"{path}.os"),
-        numpy=_text(data["numpy"], f"{path}.numpy"),
-        python=_text(data["python"], f"{path}.python"),
+        fingerprint=check_text(data["fingerprint"], f"{path}.fingerprint"),
+        cpu=check_text(data["cpu"], f"{path}.cpu"),
+        isa=tuple(check_text(v, f"{path}.isa[{i}]") for i, v in enumerate(check_list(data["isa"], f"{path}.isa"))),
+        cores=check_int(data["cores"], f"{path}.cores", 1),
+        memory_bytes=None
+        if data["memory_bytes"] is None
+        else check_int(data["memory_bytes"], f"{path}.memory_bytes", 1),
+        caches={k: None if v is None else check_int(v, f"{path}.caches.{k}", 0) for k, v in caches.items()},
+        os=check_text(data["os"], f"{path}.os"),
+        numpy=check_text(data["numpy"], f"{path}.numpy"),
+        python=check_text(data["python"], f"{path}.python"),
         extra={k: v for k, v in data.items() if k not in known},
     )
 
 
 def _roof(value: Json, path: str) -> Roof:
-    data = _object(value, path, ("name", "threads", "unit", "samples", "median", "spread"))
-    name = _text(data["name"], f"{path}.name")
-    unit = _text(data["unit"], f"{path}.unit")
+    data = check_object(value, path, ("name", "threads", "unit", "samples", "median", "spread"))
+    name = check_text(data["name"], f"{path}.name")
+    unit = check_text(data["unit"], f"{path}.unit")
     known = ROOF_UNITS | GPU_ROOF_UNITS
     wanted = (known[name],) if name in known else UNITS
     if unit not in wanted:
-        raise _fail(f"{path}.unit", " or ".join(wanted), unit)
-    samples = _numbers(data["samples"], f"{path}.samples")
+        raise fail(f"{path}.unit", " or ".join(wanted), unit)
+    samples = check_numbers(data["samples"], f"{path}.samples")
     return Roof(
         name=name,
-        threads=_int(data["threads"], f"{path}.threads", 1),
+        threads=check_int(data["threads"], f"{path}.threads", 1),
         unit=unit,
         samples=samples,
-        median=_middle(data["median"], f"{path}.median", samples),
-        spread=_number(data["spread"], f"{path}.spread", positive=False),
+        median=check_middle(data["median"], f"{path}.median", samples),
+        spread=check_number(data["spread"], f"{path}.spread", positive=False),
     )
 
 
 def _params(op: str, value: Json, path: str) -> dict[str, Json]:
     if op in GEMM_OPS:
-        data = _object(value, path, ("m", "n", "k", "group_size", "symmetric"), optional=None)
+        data = check_object(value, path, ("m", "n", "k", "group_size", "symmetric"), optional=None)
         for key in ("m", "n", "k"):
-            _int(data[key], f"{path}.{key}", 1)
-        group = _int(data["group_size"], f"{path}.group_size", -1)
+            check_int(data[key], f"{path}.{key}", 1)
+        group = check_int(data["group_size"], f"{path}.group_size", -1)
         if group == 0 or (group > 0 and data["k"] % group):
-            raise _fail(f"{path}.group_size", "-1 (whole row) or a divisor of k", group)
-        _bool(data["symmetric"], f"{path}.symmetric")
+            raise fail(f"{path}.group_size", "-1 (whole row) or a divisor of k", group)
+        check_bool(data["symmetric"], f"{path}.symmetric")
         if data.get("resident", "dram") not in ("dram", "llc"):
-            raise _fail(f"{path}.resident", '"dram" or "llc"', data["resident"])
+            raise fail(f"{path}.resident", '"dram" or "llc"', data["resident"])
     elif op == "moe_route":
-        data = _object(value, path, ("tokens", "num_experts", "top_k"), optional=None)
-        _int(data["tokens"], f"{path}.tokens", 1)
-        experts = _int(data["num_experts"], f"{path}.num_experts", 1)
-        if _int(data["top_k"], f"{path}.top_k", 1) > experts:
-            raise _fail(f"{path}.top_k", f"at most num_experts ({experts})", data["top_k"])
+        data = check_object(value, path, ("tokens", "num_experts", "top_k"), optional=None)
+        check_int(data["tokens"], f"{path}.tokens", 1)
+        experts = check_int(data["num_experts"], f"{path}.num_experts", 1)
+        if check_int(data["top_k"], f"{path}.top_k", 1) > experts:
+            raise fail(f"{path}.top_k", f"at most num_experts ({experts})", data["top_k"])
     elif op == "moe_experts":
         sizes = ("tokens", "top_k", "distinct_experts", "hidden_size", "intermediate_size")
-        data = _object(value, path, (*sizes, "group_size", "symmetric"), optional=None)
+        data = check_object(value, path, (*sizes, "group_size", "symmetric"), optional=None)
         for key in sizes:
-            _int(data[key], f"{path}.{key}", 1)
+            check_int(data[key], f"{path}.{key}", 1)
         slots = data["tokens"] * data["top_k"]
         if not data["top_k"] <= data["distinct_experts"] <= slots:
-            raise _fail(f"{path}.distinct_experts", f"top_k to tokens * top_k ({slots})", data["distinct_experts"])
-        if _int(data["group_size"], f"{path}.group_size", -1) == 0:
-            raise _fail(f"{path}.group_size", "-1 (whole row) or above 0", 0)
-        _bool(data["symmetric"], f"{path}.symmetric")
+            raise fail(f"{path}.distinct_experts", f"top_k to tokens * top_k ({slots})", data["distinct_experts"])
+        if check_int(data["group_size"], f"{path}.group_size", -1) == 0:
+            raise fail(f"{path}.group_size", "-1 (whole row) or above 0", 0)
+        check_bool(data["symmetric"], f"{path}.symmetric")
     elif op == "chain_verify":
-        data = _object(value, path, ("batch", "num_draft", "vocab", "rule"), optional=None)
-        _int(data["batch"], f"{path}.batch", 1)
-        _int(data["num_draft"], f"{path}.num_draft", 0)
-        _int(data["vocab"], f"{path}.vocab", 1)
+        data = check_object(value, path, ("batch", "num_draft", "vocab", "rule"), optional=None)
+        check_int(data["batch"], f"{path}.batch", 1)
+        check_int(data["num_draft"], f"{path}.num_draft", 0)
+        check_int(data["vocab"], f"{path}.vocab", 1)
         if data["rule"] not in VERIFY_RULES:
-            raise _fail(f"{path}.rule", " or ".join(VERIFY_RULES), data["rule"])
+            raise fail(f"{path}.rule", " or ".join(VERIFY_RULES), data["rule"])
     else:  # an op of a later assay: kept as it is, used by nothing here
-        data = _object(value, path, (), optional=None)
+        data = check_object(value, path, (), optional=None)
     return dict(data)
 
 
 def _sample(value: Json, path: str) -> Sample:
     required = ("op", "variant", "threads", "params", "bytes", "ops", "time_s", "median_s", "spread")
-    data = _object(value, path, (*required, "roof_near", "held_out"), ("conditions",))
-    op = _text(data["op"], f"{path}.op")
+    data = check_object(value, path, (*required, "roof_near", "held_out"), ("conditions",))
+    op = check_text(data["op"], f"{path}.op")
     near = data["roof_near"]
     if near is not None:
-        near = _object(near, f"{path}.roof_near", (), optional=None)
-        near = {k: _number(v, f"{path}.roof_near.{k}", positive=True) for k, v in near.items()}
-    times = _numbers(data["time_s"], f"{path}.time_s")
+        near = check_object(near, f"{path}.roof_near", (), optional=None)
+        near = {k: check_number(v, f"{path}.roof_near.{k}", positive=True) for k, v in near.items()}
+    times = check_numbers(data["time_s"], f"{path}.time_s")
     return Sample(
         op=op,
-        variant=_text(data["variant"], f"{path}.variant"),
-        threads=_int(data["threads"], f"{path}.threads", 1),
+        variant=check_text(data["variant"], f"{path}.variant"),
+        threads=check_int(data["threads"], f"{path}.threads", 1),
         params=_params(op, data["params"], f"{path}.params"),
-        bytes=_number(data["bytes"], f"{path}.bytes", positive=False),
-        ops=_number(data["ops"], f"{path}.ops", positive=False),
+        bytes=check_number(data["bytes"], f"{path}.bytes", positive=False),
+        ops=check_number(data["ops"], f"{path}.ops", positive=False),
         time_s=times,
-        median_s=_middle(data["median_s"], f"{path}.median_s", times),
-        spread=_number(data["spread"], f"{path}.spread", positive=False),
+        median_s=check_middle(data["median_s"], f"{path}.median_s", times),
+        spread=check_number(data["spread"], f"{path}.spread", positive=False),
         roof_near=near,
-        held_out=_bool(data["held_out"], f"{path}.held_out"),
+        held_out=check_bool(data["held_out"], f"{path}.held_out"),
         conditions=_conditions(data.get("conditions"), f"{path}.conditions"),
     )
 
@@ -426,60 +371,50 @@ def _conditions(value: Json, path: str) -> dict[str, Json] | None:
     """Numbers of at least 0, and the names of what slowed the clocks."""
     if value is None:
         return None
-    data = _object(value, path, (), optional=None)
+    data = check_object(value, path, (), optional=None)
     for key, item in data.items():
         if key == "throttled":
-            for i, reason in enumerate(_list(item, f"{path}.throttled")):
-                _text(reason, f"{path}.throttled[{i}]")
+            for i, reason in enumerate(check_list(item, f"{path}.throttled")):
+                check_text(reason, f"{path}.throttled[{i}]")
         else:
-            _number(item, f"{path}.{key}", positive=False)
+            check_number(item, f"{path}.{key}", positive=False)
     return data
 
 
 def _accuracy(value: Json, path: str) -> dict[str, Json]:
-    table = _object(value, path, (), optional=None)
+    table = check_object(value, path, (), optional=None)
     for op, row in table.items():
-        data = _object(row, f"{path}.{op}", ("n", "median_ape", "p90_ape", "bias", "coverage"), optional=None)
-        _int(data["n"], f"{path}.{op}.n", 0)
+        data = check_object(row, f"{path}.{op}", ("n", "median_ape", "p90_ape", "bias", "coverage"), optional=None)
+        check_int(data["n"], f"{path}.{op}.n", 0)
     return table
-
-
-def _all_finite(value: Json, path: str) -> None:
-    """Refuse infinities that hide in parts of the file with a free form (1e999 parses to infinity)."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _fail(path, "a finite number", value)
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _all_finite(item, f"{path}.{key}")
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            _all_finite(item, f"{path}[{i}]")
 
 
 def _profile(value: Json) -> Profile:
     if not isinstance(value, dict):
-        raise _fail("$", "an object", value)
+        raise fail("$", "an object", value)
     if value.get("schema") != SCHEMA:
-        raise _fail("$.schema", repr(SCHEMA), value.get("schema"))
-    version = _int(value.get("schema_version"), "$.schema_version", 1)
+        raise fail("$.schema", repr(SCHEMA), value.get("schema"))
+    version = check_int(value.get("schema_version"), "$.schema_version", 1)
     if version > SCHEMA_VERSION:
         raise ProfileError(
             f"schema_version {version} is newer than this assay understands ({SCHEMA_VERSION}); upgrade assay"
         )
     required = ("created_utc", "command", "seed", "package", "machine", "settings", "roofs", "samples")
-    data = _object(value, "$", ("schema", "schema_version", *required, "fits", "accuracy", "complete"))
-    package = _object(data["package"], "$.package", ("assay", "kernels", "compiler"), optional=None)
-    settings = _object(data["settings"], "$.settings", ("mode", "threads"), optional=None)
+    data = check_object(
+        value, "$", ("schema", "schema_version", *required, "fits", "accuracy", "complete"), ("tables", "runs")
+    )
+    package = check_object(data["package"], "$.package", ("assay", "kernels", "compiler"), optional=None)
+    settings = check_object(data["settings"], "$.settings", ("mode", "threads"), optional=None)
     if settings["mode"] not in MODES:
-        raise _fail("$.settings.mode", " or ".join(MODES), settings["mode"])
-    for i, threads in enumerate(_list(settings["threads"], "$.settings.threads")):
-        _int(threads, f"$.settings.threads[{i}]", 1)
-    _text(package["assay"], "$.package.assay")
-    _text(package["compiler"], "$.package.compiler")
-    for op, variant in _object(package["kernels"], "$.package.kernels", (), optional=None).items():
-        _text(variant, f"$.package.kernels.{op}")
+        raise fail("$.settings.mode", " or ".join(MODES), settings["mode"])
+    for i, threads in enumerate(check_list(settings["threads"], "$.settings.threads")):
+        check_int(threads, f"$.settings.threads[{i}]", 1)
+    check_text(package["assay"], "$.package.assay")
+    check_text(package["compiler"], "$.package.compiler")
+    for op, variant in check_object(package["kernels"], "$.package.kernels", (), optional=None).items():
+        check_text(variant, f"$.package.kernels.{op}")
     machine = _machine(data["machine"], "$.machine")
-    roofs = [_roof(v, f"$.roofs[{i}]") for i, v in enumerate(_list(data["roofs"], "$.roofs"))]
+    roofs = [_roof(v, f"$.roofs[{i}]") for i, v in enumerate(check_list(data["roofs"], "$.roofs"))]
     seen: set[tuple[str, int]] = set()
     for i, roof in enumerate(roofs):
         if (roof.name, roof.threads) in seen:
@@ -487,8 +422,8 @@ def _profile(value: Json) -> Profile:
                 f"$.roofs[{i}]: expected one roof per name and threads, got {roof.name} x{roof.threads} twice"
             )
         seen.add((roof.name, roof.threads))
-    samples = [_sample(v, f"$.samples[{i}]") for i, v in enumerate(_list(data["samples"], "$.samples"))]
-    fits = _object(data["fits"], "$.fits", (), optional=None)
+    samples = [_sample(v, f"$.samples[{i}]") for i, v in enumerate(check_list(data["samples"], "$.samples"))]
+    fits = check_object(data["fits"], "$.fits", (), optional=None)
     accuracy = _accuracy(data["accuracy"], "$.accuracy")
     for path, part in (
         ("$.package", package),
@@ -497,13 +432,13 @@ def _profile(value: Json) -> Profile:
         ("$.fits", fits),
         ("$.accuracy", accuracy),
     ):
-        _all_finite(part, path)
+        check_finite(part, path)
     for i, sample in enumerate(samples):
-        _all_finite(dict(sample.params), f"$.samples[{i}].params")
+        check_finite(dict(sample.params), f"$.samples[{i}].params")
     return Profile(
-        created_utc=_text(data["created_utc"], "$.created_utc"),
-        command=[_text(v, f"$.command[{i}]") for i, v in enumerate(_list(data["command"], "$.command"))],
-        seed=_int(data["seed"], "$.seed", 0),
+        created_utc=check_text(data["created_utc"], "$.created_utc"),
+        command=[check_text(v, f"$.command[{i}]") for i, v in enumerate(check_list(data["command"], "$.command"))],
+        seed=check_int(data["seed"], "$.seed", 0),
         package=package,
         machine=machine,
         settings=settings,
@@ -511,7 +446,12 @@ def _profile(value: Json) -> Profile:
         samples=samples,
         fits=fits,
         accuracy=accuracy,
-        complete=_bool(data["complete"], "$.complete"),
+        complete=check_bool(data["complete"], "$.complete"),
+        tables=[
+            StoredTable.from_json(v, f"$.tables[{i}]")
+            for i, v in enumerate(check_list(data.get("tables", []), "$.tables"))
+        ],
+        runs=[WholeRun.from_json(v, f"$.runs[{i}]") for i, v in enumerate(check_list(data.get("runs", []), "$.runs"))],
     )
 
 
@@ -679,17 +619,17 @@ def from_pytest_benchmark(path: str | os.PathLike[str]) -> Profile:
     try:
         for i, bench in enumerate(data["benchmarks"]):
             at = f"$.benchmarks[{i}]"
-            row = _object(bench, at, (), optional=None)
+            row = check_object(bench, at, (), optional=None)
             extra = row.get("extra_info") or {}
             if not isinstance(extra, dict):
-                raise _fail(f"{at}.extra_info", "an object", extra)
+                raise fail(f"{at}.extra_info", "an object", extra)
             if "op" not in extra and "roof" not in extra:
                 continue
-            stats = _object(row.get("stats"), f"{at}.stats", ("data",), optional=None)
-            times = _numbers(stats["data"], f"{at}.stats.data")
+            stats = check_object(row.get("stats"), f"{at}.stats", ("data",), optional=None)
+            times = check_numbers(stats["data"], f"{at}.stats.data")
             if "roof" in extra:
-                fields = _object(extra, f"{at}.extra_info", ("roof", "threads", "unit", "work"), optional=None)
-                work = _number(fields["work"], f"{at}.extra_info.work", positive=True)
+                fields = check_object(extra, f"{at}.extra_info", ("roof", "threads", "unit", "work"), optional=None)
+                work = check_number(fields["work"], f"{at}.extra_info.work", positive=True)
                 rates = [work / t for t in times]
                 roofs.append(
                     {
@@ -703,7 +643,7 @@ def from_pytest_benchmark(path: str | os.PathLike[str]) -> Profile:
                 )
                 continue
             keys = ("op", "variant", "threads", "params", "bytes", "ops")
-            fields = _object(extra, f"{at}.extra_info", keys, optional=None)
+            fields = check_object(extra, f"{at}.extra_info", keys, optional=None)
             samples.append(
                 {key: fields[key] for key in keys}
                 | {

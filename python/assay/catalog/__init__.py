@@ -11,6 +11,7 @@ from ..errors import FormatError
 from ..model import ModelSpec, lookup, slug
 
 __all__ = [
+    "datasheet_profile",
     "device_price",
     "find_device",
     "list_claims",
@@ -168,10 +169,25 @@ def published_profile(name: str) -> dict[str, Any]:
     if row is None or found is None:
         known = ", ".join(r["device"] for r in _published_rows())
         raise ValueError(f"hardware: expected one of {known}, got {name!r}")
+    return _ceilings_as_profile(row, found["roofs"])
+
+
+def datasheet_profile(row: dict[str, Any]) -> dict[str, Any]:
+    """As `published_profile` for any row of `find_device`: on its datasheet's peaks where no better ceilings are published."""
+    found = next((r["roofs"] for r in _published_rows() if r["device"] == row["name"]), None)
+    about = {"how": "datasheet", "source": row["source"], "date": row["date"]}
+    peaks = {"dram_read": row["memory_bytes_per_s"], "fp16_peak": row["ops_per_s"],
+             "int8_peak": row.get("int8_ops_per_s") or row["ops_per_s"]}  # fmt: skip
+    return _ceilings_as_profile(
+        row, found or [{"roof": k, "value": float(v), "also": []} | about for k, v in peaks.items()]
+    )
+
+
+def _ceilings_as_profile(row: dict[str, Any], ceilings: list[dict[str, Any]]) -> dict[str, Any]:
     roofs = [
         {"name": r["roof"], "threads": 1, "unit": "bytes_per_s" if r["roof"] == "dram_read" else "ops_per_s",
          "samples": [r["value"]], "median": r["value"], "spread": 0.0}
-        for r in found["roofs"]
+        for r in ceilings
     ]  # fmt: skip
     return {
         "schema": "assay-profile", "schema_version": 1, "created_utc": "2026-11", "command": [], "seed": 0,
@@ -180,7 +196,7 @@ def published_profile(name: str) -> dict[str, Any]:
             "fingerprint": f"published-{row['name']}", "cpu": row["title"], "isa": [], "cores": row["multiprocessors"],
             "memory_bytes": int(row["memory_bytes"]),
             "caches": {"l1d_bytes": None, "l2_bytes": None, "l3_bytes": None}, "os": "", "numpy": "", "python": "",
-            "kind": "gpu", "published": found["roofs"],
+            "kind": "gpu", "published": ceilings,
         },
         "settings": {"mode": "published", "threads": [1], "source": "published"},
         "roofs": roofs, "samples": [], "fits": {}, "accuracy": {}, "complete": True,

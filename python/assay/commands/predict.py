@@ -19,6 +19,8 @@ MAX_BATCH = 65536
 MAX_TOKENS = 1 << 24
 MAX_USD_PER_HOUR = 1e6
 FORMATS = ("table", "md", "csv", "json")
+RUN_PARAMS = 0.005  # a whole run's weights may differ from the model's by this
+RUN_BITS = 0.1  # and its bytes from a row's by this
 
 
 def _integer(low: int, high: int) -> Any:
@@ -125,12 +127,14 @@ def run(args: argparse.Namespace) -> int:
             memory_bytes=profile.machine.memory_bytes,
             usd_per_hour=args.usd_per_hour,
         )
-        for precision in args.precision or _default_precisions(model)
+        for precision in args.precision or _default_precisions(model, cost)
         for batch in args.batch
     ]
     rows = [_row(p) for p in predictions]
     best = _best(predictions)
     notes = _notes(predictions, profile, cost, model)
+    runs = _runs(model, predictions, profile, cost)
+    notes[1:1] = [_run_note(run) for run in runs]
     if args.output == "json":
         answer = {
             "schema": "assay-prediction",
@@ -152,6 +156,7 @@ def run(args: argparse.Namespace) -> int:
             "usd_per_hour": args.usd_per_hour,
             "verdict": _verdict(predictions, best, profile),
             "notes": notes,
+            "runs": runs,
             "rows": [
                 row | ({"calls": _calls(p), "inputs": _inputs(p)} if args.explain else {})
                 for row, p in zip(rows, predictions, strict=True)
@@ -201,9 +206,11 @@ def _published(name: str, given: str | None) -> "tuple[Profile, str]":
     return Profile.from_json(published_profile(name)), f"published:{name}"
 
 
-def _default_precisions(model: "ModelSpec") -> list[str]:
+def _default_precisions(model: "ModelSpec", cost: "CostModel") -> list[str]:
+    """Those of our kernels, or of imported tables where they are all that was measured; of a file its own first."""
     from_file = all(m.stored_bytes is not None for m in model.matrices)
-    return (["file"] if from_file else []) + ["bf16", "int8", "int4"]
+    imported = [] if cost.ops or cost.tables is None else list(cost.tables.precisions())
+    return (["file"] if from_file else []) + (imported or ["bf16", "int8", "int4"])
 
 
 def _row(p: "Prediction") -> dict[str, Any]:
@@ -295,10 +302,10 @@ def _verdict(predictions: "list[Prediction]", best: "Prediction | None", profile
             f"{least.precision} at batch {least.batch}, needs {table.size(least.memory.total_bytes)}. "
             "Rows say what it would be with enough memory."
         )
-    published = profile.settings["mode"] == "published"
+    published = "published" in profile.machine.extra
     basis = {
         "measured": "from measured kernels",
-        "mixed": "partly from measured kernels, partly from measured roofs",
+        "mixed": f"partly from measured kernels, partly from {'published ceilings' if published else 'measured roofs'}",
         "roof": "from published ceilings only"
         if published
         else "from measured roofs only, no kernel of this precision being calibrated",
@@ -316,7 +323,7 @@ def _notes(predictions: "list[Prediction]", profile: "Profile", cost: "CostModel
     notes += [_accuracy_note(op, row) for op, row in cost.accuracy.items() if _used(op, steps) and row["n"]]
     roofs = dict.fromkeys(call.op for step in steps for call in step.calls if call.basis == "roof")
     if roofs:
-        ceilings = "published ceilings" if profile.settings["mode"] == "published" else "measured roofs"
+        ceilings = "published ceilings" if "published" in profile.machine.extra else "measured roofs"
         notes.append(
             f"No calibrated kernel for {', '.join(roofs)}: priced on the {ceilings}, the interval from the roof itself "
             "to twice the estimate."
@@ -324,9 +331,15 @@ def _notes(predictions: "list[Prediction]", profile: "Profile", cost: "CostModel
     outside = dict.fromkeys(note for step in steps for note in step.extrapolated)
     notes += [f"* extrapolated: {note}." for note in outside]
     gpu = profile.machine.extra.get("kind") == "gpu"
-    if profile.settings["mode"] == "published":
+    notes += [
+        f"{op}: {t.points} points that {t.source} measured on {t.system} ({t.variant}), imported."
+        for op, t in (cost.tables.labels() if cost.tables is not None else {}).items()
+        if _used(op, steps)
+    ]
+    if "published" in profile.machine.extra:
+        start = "Nothing was measured here: ceilings" if profile.settings["mode"] == "published" else "Ceilings"
         notes.append(
-            "Nothing was measured here: ceilings as published ("
+            f"{start} as published ("
             + "; ".join(f"{r['roof']} {r['how']}, {r['source']}" for r in profile.machine.extra["published"])
             + "). `assay calibrate --device cuda:0` measures yours."
         )
@@ -352,6 +365,56 @@ def _notes(predictions: "list[Prediction]", profile: "Profile", cost: "CostModel
 
 def _used(op: str, steps: "list[StepEstimate]") -> bool:
     return any(call.op == op for step in steps for call in step.calls)
+
+
+def _runs(
+    model: "ModelSpec", predictions: "list[Prediction]", profile: "Profile", cost: "CostModel"
+) -> list[dict[str, Any]]:
+    """Whole runs of this model that the profile holds, each with what is predicted for it where a row is like it.
+
+    A run is of the model when their weights are as many, to half a percent, and of a row when a weight has as many bits, to
+    a tenth: the name that llama-bench gives says neither.
+    """
+    from assay.catalog import find_device
+    from assay.cost.transformer import prefill_cost, step_cost, weight_bytes
+
+    rows = {p.precision: p for p in predictions}
+    found = []
+    for run in profile.runs:
+        here = run.device == profile.machine.cpu or (
+            (row := find_device(run.device)) is not None and row == find_device(profile.machine.cpu)
+        )
+        if not here or run.params is None or abs(run.params / model.num_params - 1.0) > RUN_PARAMS:
+            continue
+        predicted = None
+        near = min(rows, key=lambda name: abs(math.log(weight_bytes(model, name) / (run.size_bytes or 1.0))))
+        like = abs(weight_bytes(model, near) / (run.size_bytes or 1.0) - 1.0) <= RUN_BITS
+        if like and not (run.prompt and run.depth):  # a prompt behind others is not what a first token waits for
+            threads, kv = rows[near].threads, rows[near].kv
+            seconds = 0.0
+            if run.prompt:
+                seconds = prefill_cost(model, near, run.prompt, cost, threads, kv).time_s
+            if run.generated:
+                past = run.depth + run.prompt + run.generated // 2
+                seconds += run.generated * step_cost(model, near, 1, past, cost, threads, kv).time_s
+            predicted = (run.prompt + run.generated) / seconds
+        found.append(run.to_json() | {"precision": near if like else None, "predicted_tokens_per_s": predicted})
+    return found
+
+
+def _run_note(run: dict[str, Any]) -> str:
+    from assay.report import table
+
+    what = " and ".join(
+        f"{run[key]} {word}" for key, word in (("prompt", "tokens in"), ("generated", "tokens out")) if run[key]
+    )
+    text = f"A whole run of {run['model']} ({run['backend']}), {what}"
+    text += f" after {run['depth']}" if run["depth"] else ""
+    text += f": measured {table.number(run['tokens_per_s'])} tokens/s"
+    if run["predicted_tokens_per_s"] is None:
+        return f"{text}; no row here is like it."
+    off = table.signed_percent(run["predicted_tokens_per_s"] / run["tokens_per_s"] - 1.0)
+    return f"{text}, predicted {table.number(run['predicted_tokens_per_s'])} as {run['precision']} ({off})."
 
 
 def _accuracy_note(op: str, row: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from assay.cost.device import Device
     from assay.tables import KernelTable
 
 SCHEMA_VERSION = 1
@@ -35,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Scores the tables; exit status 0."""
     from assay import machine
     from assay.cost.validation import kernel_classes, plans, score, summary
+    from assay.imported import datasheet_of
     from assay.importers import read_tables
     from assay.report.progress import Progress
     from assay.report.table import Column, render, to_json
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             scored = []
             for table, parts, why in score(
                 some,
-                _datasheet,
+                datasheet_of,
                 hold_out=hold_out,
                 yardstick=not args.no_regressor,
                 seed=args.seed,
@@ -109,19 +109,11 @@ def _one_thread_each() -> AbstractContextManager[Any]:
     return limits
 
 
-def _datasheet(system: str) -> "Device":
-    from assay.catalog import find_device
-    from assay.cost.device import Device, unknown_device
-
-    row = find_device(system)
-    if row is None:
-        return unknown_device(system)
-    return Device(row["name"], row["memory_bytes_per_s"], row["ops_per_s"], row["multiprocessors"])
-
-
 def _notes(classes: "list[KernelTable]") -> list[str]:
-    notes = [f"no datasheet of {s}: roofs from its points, {_datasheet(s).multiprocessors} multiprocessors assumed"
-             for s in sorted({t.system for t in classes}) if not _datasheet(s).known]  # fmt: skip
+    from assay.imported import datasheet_of
+
+    notes = [f"no datasheet of {s}: roofs from its points, {datasheet_of(s).multiprocessors} multiprocessors assumed"
+             for s in sorted({t.system for t in classes}) if not datasheet_of(s).known]  # fmt: skip
     return notes + sorted({note for t in classes for note in t.notes})
 
 

@@ -101,11 +101,11 @@ class DeviceModel:
     high: FloatArray
     least_log: float = 0.0  # no interval is narrower than exp(+- this)
 
-    def predict(self, table: KernelTable) -> Prediction:
-        """Times of the calls in ``table`` (its measured times are not looked at)."""
+    def predict(self, table: KernelTable, *, few: bool = False) -> Prediction:
+        """Times of the calls in ``table`` (its measured times are not looked at); ``few`` where they are some dozen at most."""
         work = work_of(table, self.device.multiprocessors)
         base = self.law.log_time(work)
-        correction, variance = self.residual.predict(work.features)
+        correction, variance = (self.residual.predict_few if few else self.residual.predict)(work.features)
         time = np.exp(base + correction)
         half = np.clip(self.score * np.sqrt(variance), self.least_log, 50.0)
         slack = 1e-9 + 0.25 * (self.high - self.low)
@@ -159,6 +159,12 @@ def timer_step(time_s: FloatArray) -> float:
     return float(np.quantile(np.diff(short), 0.75))
 
 
+def timer_noise(time_s: FloatArray, residual: FloatArray) -> FloatArray:
+    """Variance that the clock's step adds to each point, relative to that of the residuals and at most as large, [n]."""
+    spread = max(float(np.median(np.abs(residual - np.median(residual)))) * 1.4826, 0.01)
+    return np.asarray(np.minimum((timer_step(time_s) / time_s / spread) ** 2 / 12.0, 1.0))
+
+
 def held_together(work: Work, points: int, hide: str) -> IntArray:
     """Group of each point of which all or none is hidden; each point by itself where there is but one group."""
     alone = np.arange(points, dtype=np.int64)
@@ -209,9 +215,8 @@ def _fit(
     law = fit_law(work, table.time_s, device, table.format.activation_bytes, rng)
     residual = np.log(table.time_s) - law.log_time(work)
     group = held_together(work, len(table), hide)
-    spread = max(float(np.median(np.abs(residual - np.median(residual)))) * 1.4826, 0.01)
-    noise = (timer_step(table.time_s) / table.time_s / spread) ** 2 / 12.0
-    fitted = kriging.fit(work.features, residual, group=group, scale=work.start, noise=np.minimum(noise, 1.0), rng=rng)
+    noise = timer_noise(table.time_s, residual)
+    fitted = kriging.fit(work.features, residual, group=group, scale=work.start, noise=noise, rng=rng)
     model = DeviceModel(device, law, fitted, 1.0, work.features.min(axis=0), work.features.max(axis=0))
     return model, residual, group, rng
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,10 @@ from assay.cost.roofs import COMPUTE_ROOF, Roofs, memory_roof_name, roof_of
 from assay.errors import ProfileError
 from assay.profile import GEMM_OPS, MATRIX_OPS, Roof, Sample
 
+if TYPE_CHECKING:
+    from assay.cost.tabled import Tables
+    from assay.foreign import StoredTable
+
 RANGE_SLACK = 2.0  # N * K may leave the calibrated range by this factor before a prediction is called extrapolated
 # package.kernels may name the kernel file instead of the op.
 KERNEL_OF_OP = {
@@ -41,12 +45,18 @@ KERNEL_OF_OP = {
 @dataclass(frozen=True)
 class CostModel:
     """What a profile knows about kernels: fitted laws by op, roofs, which variant runs when none is named, and how far
-    predictions of points outside the fits were off (as `assay.cost.stored.summarise` returns it)."""
+    predictions of points outside the fits were off (as `assay.cost.stored.summarise` returns it); and the tables that others
+    measured, which price what they cover where the profile has no kernel of its own."""
 
     ops: Mapping[str, OpFit]
     roofs: Roofs
     kernels: Mapping[str, str] = field(default_factory=dict)
     accuracy: Mapping[str, Any] = field(default_factory=dict)
+    tables: "Tables | None" = None
+
+    def table(self, op: str, precision: str) -> "StoredTable | None":
+        """The imported table that prices an op of `assay.tables.SIZES` in a precision, or None."""
+        return None if self.tables is None else self.tables.find(op, precision)
 
     def calibrated(self, op: str) -> bool:
         """Whether a fitted law stands behind ``op``."""

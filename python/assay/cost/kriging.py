@@ -58,6 +58,10 @@ class Kriging:
         """Residual expected at ``features`` [m, d], and its kriging variance in units of the process variance."""
         return self.cells.predict(features)
 
+    def predict_few(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """As `predict`, each query from the points nearest to itself: no cells to cut, and less work for some dozen queries."""
+        return self.from_points(_nearest(self.features * self.scale, features * self.scale, NEIGHBOURS), features)
+
     def from_points(self, near: IntArray, at: FloatArray) -> tuple[FloatArray, FloatArray]:
         """As `predict` at ``at`` [m, d], each from the points ``near`` [m, c] of this model alone."""
         covariance, values = self.system(near)

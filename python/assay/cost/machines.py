@@ -270,7 +270,8 @@ def datasheet(row: Mapping[str, Any], num_devices: int = 1) -> Datasheet:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A calibrated machine. Formats with a fitted kernel (w4a8, w4a16, int8) are priced by it, the others on its roofs."""
+    """A calibrated machine. Formats with a fitted kernel (w4a8, w4a16, int8) are priced by it, single
+    products of the others by imported tables where there are some, and what is left on its roofs."""
 
     name: str
     cost: CostModel
@@ -309,6 +310,8 @@ class Calibrated:
         if self.cost.calibrated(op):
             params = {"m": rows, "n": n, "k": k, "group_size": GROUP, "symmetric": True}
             e = self.cost.kernel_time(op, params, self.threads)
+        elif (table := self.cost.table("gemm", weights)) and self.cost.tables and np.all(copies == 1.0):
+            op, e = f"gemm {table.dtype}", self.cost.tables.price(table, m=rows, n=n, k=k).at(0)
         else:
             op = "roofs"
             moved = WEIGHTS[weights][0] / 8.0 * n * k + 2.0 * rows * (n + k)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,17 @@ def summarise(profile: Profile) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def load_model(profile: Profile) -> CostModel:
-    """The model of a profile: its stored fits when they belong to its samples, else fitted now."""
+    """The model of a profile: its stored fits when they belong to its samples, else fitted now; and its tables."""
+    model = _load(profile)
+    if not profile.tables:
+        return model
+    from assay.cost.tabled import Tables
+
+    tables = Tables(profile.tables)
+    return replace(model, tables=tables, accuracy={**model.accuracy, **tables.accuracy()})
+
+
+def _load(profile: Profile) -> CostModel:
     counts: dict[str, int] = {}
     for sample in profile.samples:
         counts[sample.op] = counts.get(sample.op, 0) + 1

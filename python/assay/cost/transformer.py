@@ -193,6 +193,7 @@ class _Product:
     count: float
     bits: float
     precision: str
+    grouped: bool = False  # of experts: several of them run in one call
 
     @property
     def shape(self) -> str:
@@ -221,7 +222,7 @@ def _products(model: ModelSpec, formats: Formats, tokens: int, logits: int) -> l
             e = model.experts
             touched = float(experts.uniform(e.num_experts, e.experts_per_token, tokens))
             rows = float(experts.tokens_per_expert(e.experts_per_token, tokens, touched))
-            found.append(_Product(matrix.name, rows, matrix.n, matrix.k, matrix.count * touched, bits, kept))
+            found.append(_Product(matrix.name, rows, matrix.n, matrix.k, matrix.count * touched, bits, kept, True))
             continue
         rows = float(logits if matrix.role == "lm_head" else tokens)
         found.append(_Product(matrix.name, rows, matrix.n, matrix.k, float(matrix.count), bits, kept))
@@ -230,17 +231,20 @@ def _products(model: ModelSpec, formats: Formats, tokens: int, logits: int) -> l
 
 def _price_products(products: Sequence[_Product], cost: CostModel, threads: int) -> list[Call]:
     calls: list[Call | None] = [None] * len(products)
-    kinds: dict[str, list[int]] = {}
+    kinds: dict[tuple[str, bool], list[int]] = {}
     for i, product in enumerate(products):
-        kinds.setdefault(product.precision, []).append(i)
-    for precision, members in kinds.items():
+        kinds.setdefault((product.precision, product.grouped), []).append(i)
+    for (precision, grouped), members in kinds.items():
         m, n, k, bits = (np.array([getattr(products[i], key) for i in members], dtype=np.float64) for key in
                          ("m", "n", "k", "bits"))  # fmt: skip
         op = KERNEL.get(precision, "")
+        table = None if grouped else cost.table("gemm", precision)
         if cost.calibrated(op):
             priced: Estimates = cost.kernel_times(
                 op, {"m": m, "n": n, "k": k, "group_size": GROUP, "symmetric": True}, threads
             )
+        elif table is not None and cost.tables is not None:
+            priced, op = cost.tables.price(table, m=m, n=n, k=k), f"gemm {table.dtype}"
         else:
             integer = precision == FILE or WEIGHTS[precision][1] == "int8"
             priced = cost.roof_times(
@@ -273,45 +277,74 @@ def _attention(
         moved = KV_BYTES[kv] * batch * length * kind.kv_elements_per_token
         width = 2 * kind.kv_elements_per_token if kind.kind == "mla" else kind.head_dim + kind.v_head_dim
         work = 2.0 * batch * new * seen * kind.num_heads * width
-        priced = cost.roof_times(
-            moved,
-            work,
-            threads,
-            compute="fp32_peak",
-            note="no calibrated attention kernel: priced on the measured roofs",
-        )
+        op = "generation_attention" if new == 1 else "context_attention"
+        plain = kind.kind == "gqa" and kind.head_dim == kind.v_head_dim
+        table = cost.table(op, kv) if plain else None
+        if table is not None and cost.tables is not None:
+            heads = {"heads": kind.num_heads, "kv_heads": kind.num_kv_heads, "head_dim": kind.head_dim}
+            asked = {"kv_len": past + 1} if new == 1 else {"isl": new, "past": past}
+            priced = cost.tables.price(table, batch=batch, window=kind.window or 0, **asked, **heads)
+            op = f"{op} {table.dtype}"
+        else:
+            op = "attention"
+            priced = cost.roof_times(
+                moved,
+                work,
+                threads,
+                compute="fp32_peak",
+                note="no calibrated attention kernel: priced on the measured roofs",
+            )
         window = "" if kind.window is None else f" window={kind.window}"
         shape = f"B={batch} Q={new} KV={length:.0f}{window}"
-        calls.append(_call("attention", "attention", kind.num_layers, shape, priced.at(0)))
+        calls.append(_call("attention", op, kind.num_layers, shape, priced.at(0)))
     return calls
 
 
-def _expert_width(model: ModelSpec, formats: Formats) -> int | None:
-    """Intermediate size of the experts where the calibrated layer computes them: gate, up and down, all INT4."""
+def _expert_layer(model: ModelSpec, formats: Formats) -> tuple[int, str] | None:
+    """Intermediate size and format of experts that are a gate, up and down projection of one format; else None."""
     found = [m for m in model.matrices if m.role == "expert"]
     down = next((m for m in found if m.n == model.hidden_size), None)
+    kept = {_kernel_format(m, formats) for m in found}
     whole = (
         down is not None
         and sum(m.n * m.k for m in found) == 3 * down.n * down.k
         and len({m.count for m in found}) == 1
-        and {_kernel_format(m, formats) for m in found} == {"w4a8"}
+        and len(kept) == 1
     )
-    return down.k if down is not None and whole else None
+    return (down.k, kept.pop()) if down is not None and whole else None
 
 
 def _experts(model: ModelSpec, formats: Formats, cost: CostModel, threads: int, tokens: int) -> list[Call]:
-    """The expert layers as the fused kernel computes them; none where it does not, or was not calibrated."""
-    width = _expert_width(model, formats)
-    if model.experts is None or width is None or not cost.calibrated("moe_experts"):
+    """The expert layers as a fused kernel computes them; none where none was measured.
+
+    That is the calibrated kernel for INT4, else an imported table of the format.
+    """
+    layer = _expert_layer(model, formats)
+    if model.experts is None or layer is None:
         return []
+    width, kept = layer
     e = model.experts
-    touched = float(experts.uniform(e.num_experts, e.experts_per_token, tokens))
-    params = {
-        "tokens": tokens, "top_k": e.experts_per_token, "distinct_experts": touched, "hidden_size": model.hidden_size,
-        "intermediate_size": width, "group_size": GROUP, "symmetric": True,
-    }  # fmt: skip
-    shape = f"T={tokens} k={e.experts_per_token} distinct={touched:.4g} H={model.hidden_size} I={width}"
-    return [_call("experts", "moe_experts", e.num_layers, shape, cost.kernel_time("moe_experts", params, threads))]
+    if kept == "w4a8" and cost.calibrated("moe_experts"):
+        touched = float(experts.uniform(e.num_experts, e.experts_per_token, tokens))
+        params = {
+            "tokens": tokens, "top_k": e.experts_per_token, "distinct_experts": touched,
+            "hidden_size": model.hidden_size, "intermediate_size": width, "group_size": GROUP, "symmetric": True,
+        }  # fmt: skip
+        shape = f"T={tokens} k={e.experts_per_token} distinct={touched:.4g} H={model.hidden_size} I={width}"
+        return [_call("experts", "moe_experts", e.num_layers, shape, cost.kernel_time("moe_experts", params, threads))]
+    table = cost.table("moe", kept)
+    if table is None or cost.tables is None:
+        return []
+    priced = cost.tables.experts(
+        table,
+        tokens=tokens,
+        hidden=model.hidden_size,
+        inter=width,
+        top_k=e.experts_per_token,
+        num_experts=e.num_experts,
+    )
+    shape = f"T={tokens} k={e.experts_per_token} E={e.num_experts} H={model.hidden_size} I={width}"
+    return [_call("experts", f"moe {table.dtype}", e.num_layers, shape, priced.at(0))]
 
 
 def _weights(model: ModelSpec, formats: Formats, cost: CostModel, threads: int, tokens: int, logits: int) -> list[Call]:
@@ -389,8 +422,9 @@ def step_cost(
     precision
         One of `PRECISIONS`, with formats of roles after it ("w4a16,lm_head=bf16"). "int4" is "w4a8" (experts in their
         fused layer); it, "w4a16" and "int8" are priced with their calibrated products, and so are the matrices of a
-        file that are stored just so (Q4_0, Q8_0); the others, of which no kernel is calibrated, on the measured roofs
-        at the utilisation that the INT4 kernel reaches, with a wide interval.
+        file that are stored just so (Q4_0, Q8_0); products, experts and attention without such a kernel by the imported
+        table of their format; the others on the measured roofs at the utilisation that the INT4 kernel reaches, with a
+        wide interval.
     context_len
         Tokens already in the cache of each request.
     cost_model

@@ -1,20 +1,20 @@
 """Text formats: our profile, pytest-benchmark, llama.cpp's llama-bench and test-backend-ops.
 
 llama-bench (``-o json|jsonl|csv|md|sql``) times whole prompts and decoding, not kernels: its rows become
-`WholeRun` objects (`read_runs`). ``test-backend-ops perf`` times ``MUL_MAT(type_a=q4_0,...,m=,n=,k=)`` and the like, which are
+`assay.foreign.WholeRun` objects (`read_runs`). ``test-backend-ops perf`` times ``MUL_MAT(type_a=q4_0,...,m=,n=,k=)`` and the like, which are
 kernels; so are the samples of our profiles and of our pytest-benchmark files.
 """
 
 import csv
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import FormatError
+from ..foreign import WholeRun
 from ..tables import FORMATS, SIZES, KernelTable
 
 MAX_BYTES = 256 * 2**20
@@ -32,23 +32,24 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PERF = re.compile(r"^\s*(\w+)\(([^)]*(?:\[[^\]]*\][^)]*)*)\):\s+\d+ runs -\s+([0-9.eE+-]+) us/run")
 
 
-@dataclass(frozen=True)
-class WholeRun:
-    """One test of llama-bench: a model processing ``prompt`` tokens or generating ``generated``.
+def kind_of(path: Path) -> str:
+    """ "profile" (ours or pytest-benchmark's), "kernels" (test-backend-ops's) or "runs" (llama-bench's), by content.
 
-    ``seconds`` per repetition, with its standard deviation; ``depth`` tokens were in the cache before.
+    Raises
+    ------
+    FormatError
+        Not readable, or none of them.
     """
-
-    model: str
-    backend: str
-    device: str
-    threads: int
-    prompt: int
-    generated: int
-    depth: int
-    seconds: float
-    deviation_s: float
-    tokens_per_s: float
+    text = _text(path)
+    if any(_PERF.match(line) for line in _ANSI.sub("", text).splitlines()):
+        return "kernels"
+    if _runs(text):
+        return "runs"
+    if text.lstrip()[:1] == "{":
+        return "profile"
+    raise FormatError(
+        f"{path}: expected Parquet, a profile, pytest-benchmark JSON, llama-bench or test-backend-ops output, got none of them"
+    )
 
 
 def read_text(path: Path) -> list[KernelTable]:
@@ -141,8 +142,8 @@ def _from_backend_ops(text: str, path: Path) -> list[KernelTable]:
     backend: str = "unknown"
     found: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        if named := re.match(r"\s*Backend \d+/\d+: (.+?)\s*$", line):
-            backend = str(named[1])
+        if named := re.match(r"\s*(?:Backend \d+/\d+|Device description): (.+?)\s*$", line):
+            backend = str(named[1])  # "CUDA0", and on the next line the device's own name
         match = _PERF.match(line)
         if not match or match[1] != "MUL_MAT":
             continue
@@ -229,6 +230,8 @@ def _run(row: dict[str, Any], where: str) -> WholeRun:
             seconds=seconds,
             deviation_s=deviation,
             tokens_per_s=rate,
+            params=_above_zero(row.get("model_n_params")),
+            size_bytes=_above_zero(row.get("model_size")),
         )
     except (KeyError, TypeError, ValueError) as exc:
         raise FormatError(f"{where}: expected the fields of llama-bench, got {exc!r}") from exc
@@ -237,6 +240,20 @@ def _run(row: dict[str, Any], where: str) -> WholeRun:
             f"{where}: expected tokens, a time and a rate above 0, got {run.seconds} s, {run.tokens_per_s} t/s"
         )
     return run
+
+
+def _above_zero(value: Any) -> float | None:
+    """The number, None where there is none; ValueError for what is no finite number of at least 0."""
+    number = float(value or 0.0)
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"expected a finite number of at least 0, got {value!r}")
+    return number or None
+
+
+def _scaled(text: str | None, units: dict[str, float]) -> float | None:
+    """ "6.74 B" as 6.74e9."""
+    number, _, unit = (text or "").partition(" ")
+    return _above_zero(float(number) * units[unit]) if unit in units else None
 
 
 def _markdown_run(row: dict[str, Any]) -> WholeRun:
@@ -261,4 +278,6 @@ def _markdown_run(row: dict[str, Any]) -> WholeRun:
         seconds=seconds,
         deviation_s=seconds * float(rate[2] or 0.0) / per_s,
         tokens_per_s=per_s,
+        params=_scaled(row.get("params"), {"M": 1e6, "B": 1e9}),
+        size_bytes=_scaled(row.get("size"), {"MiB": 2.0**20, "GiB": 2.0**30}),
     )
