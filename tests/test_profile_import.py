@@ -147,6 +147,18 @@ def test_the_commands_show_what_was_imported(imported, run):
     assert json.loads(run("predict", "gemma-3-1b", "--profile", imported, "-o", "json")[1])["runs"] == []
 
 
+def test_plan_prices_its_products_by_the_table(imported):
+    from assay.cost.draws import Draws
+    from assay.cost.machines import Calibrated
+
+    machine = Calibrated("h200", load_model(load(imported)), 1)
+    one = np.ones(1)
+    part = machine.product("bf16", one * 8, 4096, 14336, one, 2, Draws(0))
+    assert part.time_s[0] == pytest.approx(2 * gemm_time(8, 4096, 14336), rel=0.1)
+    # A pass that needs less than one row still runs the product.
+    assert machine.product("bf16", one * 0.05, 4096, 14336, one, 1, Draws(0)).time_s[0] > 0
+
+
 def test_every_format_at_once(tmp_path, run):
     parquet = as_parquet(gemm_table(sides=4, dtype="fp8"), tmp_path / "t.parquet")
     text = as_backend_ops(gemm_table(sides=4), tmp_path / "perf.txt", device="CUDA-like", kind="q4_0")

@@ -311,7 +311,7 @@ class Calibrated:
             params = {"m": rows, "n": n, "k": k, "group_size": GROUP, "symmetric": True}
             e = self.cost.kernel_time(op, params, self.threads)
         elif (table := self.cost.table("gemm", weights)) and self.cost.tables and np.all(copies == 1.0):
-            op, e = f"gemm {table.dtype}", self.cost.tables.price(table, m=rows, n=n, k=k).at(0)
+            op, e = f"gemm {table.dtype}", self.cost.tables.price(table, m=max(rows, 1.0), n=n, k=k).at(0)
         else:
             op = "roofs"
             moved = WEIGHTS[weights][0] / 8.0 * n * k + 2.0 * rows * (n + k)
