@@ -16,7 +16,7 @@
 
 #include "gemm_amx.h"
 
-enum { TOGETHER = 2, EPILOGUE = 8, PANEL = 256, DEPTH = 512 };
+enum { TOGETHER = 2, EPILOGUE = 8, PANEL = 256, DEPTH = 512, MOST_GROUP = 128 };
 
 /* Sums of one group: a row block's rows, 32 columns. */
 typedef int32_t sums[MR8][ASSAY_TILE_N];
