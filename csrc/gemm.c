@@ -230,6 +230,7 @@ typedef void (*range_fn)(const assay_gemm_args *, int64_t, int64_t);
 typedef struct {
     assay_gemm_args args;
     range_fn prepare, multiply;
+    int64_t together;  /* tiles that a thread takes at a time */
 } plan;
 
 /* Fills the arguments that both phases share; the workspace is cut the same way each time. */
@@ -285,13 +286,22 @@ static void prepare_range(void *arg, int64_t begin, int64_t end) {
 
 static void multiply_range(void *arg, int64_t begin, int64_t end) {
     const plan *p = arg;
-    p->multiply(&p->args, begin, end);
+    p->multiply(&p->args, begin * p->together, assay_min_i64(end * p->together, p->args.l.tiles));
 }
 
 /* Below this many activations one thread prepares them all: it takes a few microseconds, and a dispatch more. */
 enum { PREPARE_ALONE = 65536 };
 /* Below this much work a sleeping worker is left asleep: waking it takes longer. */
 enum { WAKE_BYTES = 512 << 10 };
+/* From so many rows on, a thread takes up to eight tiles at a time, where that leaves it eight times to take some: kernels read
+ * activations that L2 does not hold once for all of them. */
+enum { MANY_ROWS = 257, MOST_TOGETHER = 8, TIMES = 8 };
+
+static int64_t tiles_together(const plan *p, int num_threads) {
+    if (p->args.m < MANY_ROWS) return 1;
+    const int64_t most = p->args.l.tiles / (TIMES * (num_threads ? num_threads : assay_num_threads()));
+    return most < 1 ? 1 : assay_min_i64(most, MOST_TOGETHER);
+}
 
 static int gemm(weights w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc, int variant,
                 int num_threads, void *workspace, size_t workspace_bytes) {
@@ -305,7 +315,8 @@ static int gemm(weights w, const void *a, int a_dtype, int64_t lda, int64_t m, f
         prepare_range(&p, 0, p.args.row_blocks);
     else
         assay_parallel_for(prepare_range, &p, p.args.row_blocks, num_threads, wake);
-    return assay_parallel_for(multiply_range, &p, l->tiles, num_threads, wake);
+    p.together = tiles_together(&p, num_threads);
+    return assay_parallel_for(multiply_range, &p, (l->tiles + p.together - 1) / p.together, num_threads, wake);
 }
 
 int assay_w4a8_gemm(const assay_w4 *w, const void *a, int a_dtype, int64_t lda, int64_t m, float *c, int64_t ldc,
@@ -341,6 +352,6 @@ int assay_w4_gemm_run(const assay_w4 *w, int a_dtype, int64_t m, float *c, int64
     int status = arrange(&p, of4(w, a16), m, a_dtype, variant, workspace, workspace_bytes);
     if (status || !m) return status;
     if (take_output(&p, c, ldc)) return ASSAY_EINVAL;
-    multiply_range(&p, p.args.l.tiles * ith / nth, p.args.l.tiles * (ith + 1) / nth);
+    p.multiply(&p.args, p.args.l.tiles * ith / nth, p.args.l.tiles * (ith + 1) / nth);
     return ASSAY_OK;
 }

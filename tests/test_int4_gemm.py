@@ -103,6 +103,15 @@ def test_a_row_has_the_same_bits_in_any_batch(gemm, variant, group_size, symmetr
     np.testing.assert_array_equal(gemm(a[order], w, isa=variant), alone[order])
 
 
+def test_many_rows_have_the_bits_of_few_on_any_number_of_threads(gemm, variant):
+    """From 257 rows on threads take several tiles at a time; 35 tiles leave the last one alone."""
+    w = assay.pack(*weights(1100, 64, 32, False), k=64, group_size=32)
+    a = activations(260, 64)
+    want = np.concatenate([gemm(a[i : i + 20], w, isa=variant, num_threads=1) for i in range(0, 260, 20)])
+    for threads in (1, 2):
+        np.testing.assert_array_equal(gemm(a, w, isa=variant, num_threads=threads), want)
+
+
 def test_activation_dtypes_are_widened_exactly(gemm, variant):
     w = assay.pack(*weights(48, 128, 32, True))
     half = activations(4, 128, "float16")

@@ -13,7 +13,7 @@
 #include "gemm_prepare_avx512.h"
 
 enum kind { NIBBLE, TABLE, BYTE };
-enum { MR8 = 32, MR16 = 8, TILE_ROWS = 16, MOST_GROUP = 128, FEW = 8, FEW_OF_32 = 12, FEW_BYTES = 16, AVX512_ROWS = 6 };
+enum { MR8 = 32, MR16 = 8, TILE_ROWS = 16, FEW = 8, FEW_OF_32 = 12, FEW_WIDE = 16, AVX512_ROWS = 6 };
 
 /* Weights along K that one tile takes: the largest power of two up to 64 that divides the padded group. */
 INLINE int64_t chunk_of(const assay_w4_layout *l) { return assay_min_i64(64, l->group_padded & -l->group_padded); }
@@ -21,11 +21,9 @@ INLINE int64_t chunk_of(const assay_w4_layout *l) { return assay_min_i64(64, l->
 /* Most rows of INT4 and int8 that are AVX-512's. */
 static int64_t few(const assay_w4_layout *l) { return l->group_padded == 32 ? FEW_OF_32 : FEW; }
 
-/* Those that store their sums at once gain less: int8, known by its center, of long groups; wide_gemm, known by its center too,
- * which at groups of 32 does from 33 rows on. */
+/* wide_gemm, known by its center, stores its sums at once and gains less: from 17 rows on, at groups of 32 from 33. */
 INLINE int few_rows(const assay_gemm_args *p) {
-    if (p->center == 128 && p->l.group_padded > MOST_GROUP) return p->m <= FEW_BYTES;
-    if (p->center == 1 && p->l.symmetric) return p->m <= (p->l.group_padded == 32 ? MR8 : FEW_BYTES);
+    if (p->center == 1 && p->l.symmetric) return p->m <= (p->l.group_padded == 32 ? MR8 : FEW_WIDE);
     return p->m <= few(&p->l);
 }
 

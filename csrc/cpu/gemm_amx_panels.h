@@ -16,7 +16,7 @@
 
 #include "gemm_amx.h"
 
-enum { TOGETHER = 2, EPILOGUE = 8, PANEL = 256, DEPTH = 512 };
+enum { TOGETHER = 2, EPILOGUE = 8, PANEL = 256, DEPTH = 512, MOST_GROUP = 128, IN_L2 = 1 << 20 };
 
 /* Sums of one group: a row block's rows, 32 columns. */
 typedef int32_t sums[MR8][ASSAY_TILE_N];
@@ -177,41 +177,43 @@ INLINE void store_block(const assay_gemm_args *p, int64_t t, int64_t row0, int64
         else memcpy(c, f[r], (size_t)n * sizeof **f);
 }
 
-/* A tile for all rows, PANEL rows at a time, DEPTH weights along K at a time. */
-INLINE void tile_panels(const assay_gemm_args *p, int64_t t, panel *s, int64_t *configured, const enum kind kind) {
+/* Tile t for row blocks b0 .. b1 - 1, DEPTH weights along K at a time. */
+INLINE void tile_panel(const assay_gemm_args *p, int64_t t, int b0, int b1, panel *s, int64_t *configured, const enum kind kind) {
     const assay_w4_layout *l = &p->l;
     const uint8_t *tile = p->packed + t * l->tile_bytes;
     const int64_t depth = DEPTH / l->group_padded;
-    const int blocks = p->row_blocks, at_once = PANEL / MR8;
-    for (int b0 = 0; b0 < blocks; b0 += at_once) {
-        const int b1 = (int)assay_min_i64(b0 + at_once, blocks);
-        const int64_t first = assay_block_row(p->m, blocks, b0), last = assay_block_row(p->m, blocks, b1);
-        memset(s->f, 0, (size_t)(last - first) * sizeof *s->f);
-        for (int64_t g = 0; g < l->groups; g += depth) {
-            const int64_t count = assay_min_i64(depth, l->groups - g);
-            (kind == BYTE ? unpack_bytes : unpack_nibbles)(l, tile, g, count, s);
-            /* The next tile's bytes of these groups, an equal part for each row block of the last panel. */
-            const uint8_t *next = tile + l->tile_bytes + l->tile_bytes * g / l->groups / 64 * 64;
-            const int64_t lines = b1 == blocks && t + 1 < l->tiles ? (l->tile_bytes * (g + count) / l->groups / 64 - l->tile_bytes * g / l->groups / 64) : 0;
-            for (int b = b0; b < b1; b++) {
-                const int64_t row0 = assay_block_row(p->m, blocks, b), rows = assay_block_row(p->m, blocks, b + 1) - row0;
-                if (rows != *configured) configure(rows, chunk_of(l));
-                *configured = rows;
-                const int64_t from = lines * (b - b0) / (b1 - b0), to = lines * (b - b0 + 1) / (b1 - b0);
-                float (*f)[ASSAY_TILE_N] = s->f + (row0 - first);
-                if (g + count == l->groups) expect_rows(p, t, row0, (int)rows);
-                (rows > TILE_ROWS ? block_panel_4 : block_panel_2)(p, row0, rows, g, count, s, f, next + 64 * from, to - from);
-                if (g + count == l->groups) store_block(p, t, row0, rows, f);
-            }
+    const int blocks = p->row_blocks;
+    const int64_t first = assay_block_row(p->m, blocks, b0), last = assay_block_row(p->m, blocks, b1);
+    memset(s->f, 0, (size_t)(last - first) * sizeof *s->f);
+    for (int64_t g = 0; g < l->groups; g += depth) {
+        const int64_t count = assay_min_i64(depth, l->groups - g);
+        (kind == BYTE ? unpack_bytes : unpack_nibbles)(l, tile, g, count, s);
+        /* The next tile's bytes of these groups, an equal part for each row block. */
+        const int64_t begin = l->tile_bytes * g / l->groups / 64, end = l->tile_bytes * (g + count) / l->groups / 64;
+        const int64_t lines = t + 1 < l->tiles ? end - begin : 0;
+        const uint8_t *next = tile + l->tile_bytes + 64 * begin;
+        for (int b = b0; b < b1; b++) {
+            const int64_t row0 = assay_block_row(p->m, blocks, b), rows = assay_block_row(p->m, blocks, b + 1) - row0;
+            if (rows != *configured) configure(rows, chunk_of(l));
+            *configured = rows;
+            const int64_t from = lines * (b - b0) / (b1 - b0), to = lines * (b - b0 + 1) / (b1 - b0);
+            float (*f)[ASSAY_TILE_N] = s->f + (row0 - first);
+            if (g + count == l->groups) expect_rows(p, t, row0, (int)rows);
+            (rows > TILE_ROWS ? block_panel_4 : block_panel_2)(p, row0, rows, g, count, s, f, next + 64 * from, to - from);
+            if (g + count == l->groups) store_block(p, t, row0, rows, f);
         }
     }
 }
 
-/* Tiles begin .. end - 1 of groups of up to MOST_GROUP. */
+/* Tiles begin .. end - 1 of groups of up to MOST_GROUP: all of them for as many rows as a panel has room for and IN_L2 bytes of
+ * activations make, then for the next; the activations stay in L2. */
 INLINE void walk_panels(const assay_gemm_args *p, int64_t begin, int64_t end, const enum kind kind) {
     panel s;
     int64_t configured = 0;
-    for (int64_t t = begin; t < end; t++) tile_panels(p, t, &s, &configured, kind);
+    const int64_t fit = IN_L2 / (MR8 * p->l.k_padded), at_once = fit < 2 ? 2 : assay_min_i64(fit, PANEL / MR8);
+    for (int b0 = 0; b0 < p->row_blocks; b0 += (int)at_once)
+        for (int64_t t = begin; t < end; t++)
+            tile_panel(p, t, b0, (int)assay_min_i64(b0 + at_once, p->row_blocks), &s, &configured, kind);
     _tile_release();
 }
 
