@@ -1,4 +1,4 @@
-"""What the GEMM kernels could do at best on GPUs that nobody has run them on, beside what others have published.
+"""What the kernels could do at best on GPUs that nobody has run them on, beside what others have published.
 
 Usage: python tests/cuda/rooflines.py [docs/cuda-rooflines.md]
 
@@ -190,6 +190,53 @@ def anchors_table() -> list[str]:
     return lines
 
 
+LAYERS = {"Mixtral 8x7B": (8, 2, 4096, 14336), "Qwen3 30B-A3B": (128, 8, 2048, 768), "gpt-oss 20B": (32, 4, 2880, 2880)}
+
+
+def experts_roof(device: str, kind: str, layer: tuple[int, int, int, int], tokens: int) -> Roof:
+    """The least time of an expert layer whose router is uniform (csrc/cuda/moe_experts.c chooses the tile by its rows an expert)."""
+    row = next(d for d in catalog.list_devices() if d["name"] == device)
+    experts, top_k, hidden, width = layer
+    touched = experts * (1 - (1 - top_k / experts) ** tokens)
+    block_m = next(b for b in (16, 32, 64) if tokens * top_k // experts <= b or b == 64)
+    row_blocks = max(1.0, tokens * top_k / touched / block_m)
+    weights, lanes = touched * 1.5 * hidden * width, 2 if kind == "w4a16" else 1
+    moved = (
+        weights * (1 + 4 / GROUP) + tokens * hidden * (lanes + 4) + tokens * top_k * (width * (lanes + 4) + 8 * hidden)
+    )
+    name = f"assay_moe_experts_w4a16_f16_m{block_m}" if kind == "w4a16" else f"assay_moe_experts_w4a8_m{block_m}"
+    peak = row["int8_ops_per_s" if kind == "w4a8" else "ops_per_s"]
+    return Roof(
+        moved / row["memory_bytes_per_s"],
+        loop(name, TARGETS[device]).slots_per_byte * weights * row_blocks / (SCHEDULERS * row["multiprocessors"] * row["clock_hz"]),
+        4 * weights * row_blocks * block_m / peak,
+    )  # fmt: skip
+
+
+def experts_table() -> list[str]:
+    lines = [f"| layer | kernel | tokens | {' | '.join(GPUS)} |", "| --- | --- | --- |" + " --- |" * len(GPUS)]
+    for title, layer in LAYERS.items():
+        for kind, tokens in (("w4a16", 1), ("w4a16", 16), ("w4a16", 64), ("w4a8", 64), ("w4a8", 256)):
+            roofs = [experts_roof(device, kind, layer, tokens) for device in GPUS]
+            cells = [f"{1e6 * r.seconds:.1f} {r.bound}" for r in roofs]
+            lines.append(f"| {title} | {kind} | {tokens} | {' | '.join(cells)} |")
+    return lines
+
+
+def readers_table() -> list[str]:
+    """Kernels that read logits: memory alone bounds them, or a launch."""
+    cases = (
+        ("moe_route", "4096 tokens, 128 experts", 4096 * 128),
+        ("verify", "64 requests, 4 drafts, 128256 tokens", 320 * 128256),
+    )
+    lines = [f"| call | of | {' | '.join(GPUS)} |", "| --- | --- |" + " --- |" * len(GPUS)]
+    for call, what, logits in cases:
+        bandwidths = [next(d for d in catalog.list_devices() if d["name"] == g)["memory_bytes_per_s"] for g in GPUS]
+        cells = [f"{1e6 * 4 * logits / b:.1f}" for b in bandwidths]
+        lines.append(f"| {call} | {what} | {' | '.join(cells)} |")
+    return lines
+
+
 TIMES = f"""
 ## N = K = {N}: microseconds at best, what bounds them, times float16
 
@@ -201,19 +248,43 @@ Other people's, measured by them on the hardware named; ours at best, predicted.
 times float16 at its own roofline. What is above ours is a limit of our design there, or of the datasheet's clock.
 
 """
+EXPERTS = """
+## Expert layers: microseconds at best
+
+Uniform routing, groups of 128, by the same three; weights of the experts that are touched, once. The hidden rows and each choice's result are
+written and read once.
+
+"""
+READERS = """
+## Routing and verification: microseconds at best
+
+float32 logits, each read once, at the datasheet's bandwidth; rows that are filtered, raced or resampled are read again. A launch or
+two come on top, and are most of it at serving's sizes; sorting (`moe_align`) and trees are launches and latencies alone.
+
+"""
 REST = """
-Expert layers run the same tiles (`moe_experts`), so the loops above are theirs; published for vLLM's Marlin MoE on an H20 (4 TB/s): 0.144,
-0.457 and 1.206 ms for 8 experts of 4096 x 14336, two a token, at M = 1, 16 and 64; 0.143, 1.395 and 2.973 ms for 256 of
-7168 x 2048, eight a token (FlagGems PR 3609). Routing, sorting and verification are bound by launches and latencies at serving's
-sizes, of which neither machine code nor traffic tells anything; published: 17.7 us for SGLang's `moe_align_block_size` of 16
-tokens, 64 experts, and 22.8 us of 256, on an H200 (SGLang PR 4327; vLLM's 20.3 and 65.4 us); FlashInfer's sampling halves the time
-of sampling in vLLM on an H100 (flashinfer.ai, 2025-03-10).
+Published: vLLM's Marlin MoE on an H20 (4 TB/s) 0.144, 0.457 and 1.206 ms for 8 experts of 4096 x 14336, two a token, at M = 1, 16
+and 64; 0.143, 1.395 and 2.973 ms for 256 of 7168 x 2048, eight a token (FlagGems PR 3609). 17.7 us for SGLang's
+`moe_align_block_size` of 16 tokens, 64 experts, and 22.8 us of 256, on an H200 (SGLang PR 4327; vLLM's 20.3 and 65.4 us);
+FlashInfer's sampling halves the time of sampling in vLLM on an H100 (flashinfer.ai, 2025-03-10).
 """
 
 
 def report() -> str:
     head = HEAD.format(schedulers=SCHEDULERS, counted=COUNTED)
-    parts = [head, loops_table(), TIMES, times_table(), BESIDE, anchors_table(), REST]
+    parts = [
+        head,
+        loops_table(),
+        TIMES,
+        times_table(),
+        BESIDE,
+        anchors_table(),
+        EXPERTS,
+        experts_table(),
+        READERS,
+        readers_table(),
+        REST,
+    ]
     return "".join(part if isinstance(part, str) else "\n".join(part) + "\n" for part in parts)
 
 
