@@ -313,7 +313,7 @@ def test_bad_arguments_say_got_and_wanted():
 # ---- other people's layers --------------------------------------------------------------------------------------------
 
 
-def agree(block, packed, router_logits, top_k, x, torch, **routing):
+def assert_agrees(block, packed, router_logits, top_k, x, torch, **routing):
     """transformers' block on these weights against ours with activations as they are."""
     with torch.no_grad():
         found = block(torch.from_numpy(x)[None])
@@ -369,7 +369,7 @@ def test_transformers_blocks_agree(model):
     gate = np.random.default_rng(5).standard_normal((experts, hidden)).astype(np.float32) / 8
     load(block, torch, gate_up, down, gate)
     x = np.random.default_rng(6).standard_normal((21, hidden)).astype(np.float32)
-    agree(block, packed, x @ gate.T, top_k, x, torch)
+    assert_agrees(block, packed, x @ gate.T, top_k, x, torch)
 
 
 def test_transformers_gpt_oss_block_agrees():
@@ -396,4 +396,4 @@ def test_transformers_gpt_oss_block_agrees():
         block.experts.down_proj_bias.copy_(torch.from_numpy(biases[1]))
         block.router.bias.copy_(torch.from_numpy(router_bias))
     x = rng.standard_normal((21, hidden)).astype(np.float32)
-    agree(block, packed, x @ gate.T + router_bias, top_k, x, torch, scoring="softmax_topk")
+    assert_agrees(block, packed, x @ gate.T + router_bias, top_k, x, torch, scoring="softmax_topk")

@@ -10,11 +10,13 @@ Json = Any
 
 
 def shown(value: Json) -> str:
+    """A value as an error quotes it: its repr, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def fail(path: str, wanted: str, got: Json) -> ProfileError:
+    """The error to raise: the place, what was wanted, what came."""
     return ProfileError(f"{path}: expected {wanted}, got {shown(got)}")
 
 
@@ -35,30 +37,35 @@ def check_object(
 
 
 def check_list(value: Json, path: str) -> list[Json]:
+    """A JSON list."""
     if not isinstance(value, list):
         raise fail(path, "a list", value)
     return value
 
 
 def check_text(value: Json, path: str) -> str:
+    """A string."""
     if not isinstance(value, str):
         raise fail(path, "a string", value)
     return value
 
 
 def check_bool(value: Json, path: str) -> bool:
+    """true or false; no number stands for one."""
     if not isinstance(value, bool):
         raise fail(path, "true or false", value)
     return value
 
 
 def check_int(value: Json, path: str, low: int, high: int = 2**63 - 1) -> int:
+    """An integer from ``low`` to ``high``; true and false are none."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise fail(path, f"an integer of at least {low}", value)
     return value
 
 
 def check_number(value: Json, path: str, *, positive: bool) -> float:
+    """A finite number above 0, or from 0 on where not ``positive``."""
     wanted = "a finite number above 0" if positive else "a finite number of at least 0"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise fail(path, wanted, value)
@@ -72,6 +79,7 @@ def check_number(value: Json, path: str, *, positive: bool) -> float:
 
 
 def check_numbers(value: Json, path: str) -> tuple[float, ...]:
+    """At least one finite number, all above 0."""
     values = tuple(check_number(v, f"{path}[{i}]", positive=True) for i, v in enumerate(check_list(value, path)))
     if not values:
         raise fail(path, "at least one number", value)
@@ -79,6 +87,7 @@ def check_numbers(value: Json, path: str) -> tuple[float, ...]:
 
 
 def check_middle(value: Json, path: str, values: Sequence[float]) -> float:
+    """A median that lies between the extremes of its samples."""
     median = check_number(value, path, positive=True)
     if not min(values) <= median <= max(values):
         raise fail(path, f"a median between {min(values)!r} and {max(values)!r}, the extremes of its samples", value)

@@ -136,11 +136,13 @@ class Request:
 
 
 def check_draft(q: np.ndarray) -> None:
+    """Refuses a draft distribution with a NaN, an infinity or a negative share: BadRowError."""
     if not ((q >= 0) & (q < np.inf)).all():
         raise BadRowError(ROW_NAN)
 
 
 def match(r: Request, node: int, token: int) -> int | None:
+    """The first child of ``node`` that drafts ``token``, None where none does."""
     return next((child for child in r.children[node] if r.ids[child] == token), None)
 
 
@@ -182,6 +184,7 @@ def siblings(r: Request, node: int, *, replaced: bool) -> tuple[int | None, int]
 
 
 def target_only(r: Request, node: int) -> tuple[int | None, int]:
+    """EAGLE trees: children are accepted by the target's mass alone, against one uniform number; the accepted child and its token."""
     p = r.p(node)
     left = p.copy()
     u = r.accept_uniform(r.children[node][0])
@@ -216,6 +219,7 @@ def kseq_residual(p: np.ndarray, q: np.ndarray, count: int) -> tuple[float, np.n
 
 
 def kseq(r: Request, node: int) -> tuple[int | None, int]:
+    """K-SEQ (SpecTr): each child against p / (rho q), then the residual; the accepted child and its token."""
     p, children = r.p(node), r.children[node]
     q = r.q(node, children[0])
     if len(children) > 1:

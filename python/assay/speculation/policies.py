@@ -20,6 +20,7 @@ def excess(p: Sequence[Any], q: Sequence[Any], scale: Any = 1) -> list[Any]:
 
 
 def normalised(weights: Sequence[Any]) -> list[Any]:
+    """Weights over their sum."""
     total = sum(weights)
     return [w / total for w in weights]
 
@@ -36,6 +37,7 @@ def sampled_or(draw: Draw, weights: Sequence[Any], otherwise: Sequence[Any]) -> 
 
 
 def draft_chain(draw: Draw, draft: Model, drafts: int) -> tuple[int, ...]:
+    """So many tokens drawn from the draft model, each behind those before."""
     x: tuple[int, ...] = ()
     for _ in range(drafts):
         x += (draw.choose(draft(x)),)
