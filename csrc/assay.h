@@ -158,10 +158,6 @@ typedef struct {
     int32_t *status;           /* [T] */
 } assay_route_args;
 int assay_moe_route(const assay_route_args *args, int variant, int num_threads);
-/* The same for dense float32 logits[T, E], a softmax, and nothing beyond: float32 weights[T, top_k], int32 ids[T, top_k] and
- * status[T]. Plain arguments, because making a struct from Python takes longer than a few tokens. */
-int assay_moe_route_softmax(const void *logits, int64_t tokens, int64_t num_experts, int64_t top_k, int renormalize,
-                            void *topk_weights, void *topk_ids, void *status, int num_threads);
 
 /* ---- MoE: which tokens go to which expert ----------------------------------------------------------
  * A slot is one of a token's top_k choices: slot t * top_k + j of topk_ids[T, top_k]. An id outside [0, num_experts) is an

@@ -44,13 +44,3 @@ int assay_moe_route(const assay_route_args *args, int variant, int num_threads) 
     job j = {args, kernel};
     return assay_parallel_for(run_units, &j, (tokens + TOKENS_A_UNIT - 1) / TOKENS_A_UNIT, num_threads, 1);
 }
-
-int assay_moe_route_softmax(const void *logits, int64_t tokens, int64_t num_experts, int64_t top_k, int renormalize,
-                            void *topk_weights, void *topk_ids, void *status, int num_threads) {
-    const assay_route_args args = {
-        .logits = logits, .dtype = ASSAY_F32, .scoring = ASSAY_SCORE_SOFTMAX, .ld = num_experts, .tokens = tokens,
-        .num_experts = num_experts, .top_k = top_k, .n_group = 1, .topk_group = 1, .renormalize = renormalize, .scaling = 1,
-        .topk_weights = topk_weights, .topk_ids = topk_ids, .status = status,
-    };
-    return assay_moe_route(&args, -1, num_threads);
-}

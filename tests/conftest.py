@@ -72,14 +72,26 @@ def profile_path(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    """(ffi, lib) of a library whose kernels beyond this CPU run by emulated intrinsics (tests/emulate)."""
+def emulation(tmp_path_factory):
+    """(ffi, lib, calls) of a library whose kernels beyond this CPU run by emulated intrinsics (tests/emulate)."""
     from emulate import build
 
     try:
         return build.load(tmp_path_factory.mktemp("emulated"))
     except build.UnavailableError as exc:
         pytest.skip(str(exc))
+
+
+@pytest.fixture(scope="session")
+def emulated(emulation):
+    """Its (ffi, lib)."""
+    return emulation[:2]
+
+
+@pytest.fixture(scope="session")
+def emulated_calls(emulation):
+    """Its module of calls."""
+    return emulation[2]
 
 
 @pytest.fixture

@@ -55,17 +55,16 @@ def test_numba_twin_has_the_same_bits(experts, top_k, renormalize):
     assert_same(assay.moe_route(x, top_k, renormalize, backend="numba"), want)
 
 
-def check_avx512(monkeypatch, emulated, run):
+def check_avx512(monkeypatch, emulated_calls, run):
     """What run(isa) returns for the emulated avx512vnni kernels, against portable C."""
     want = run("scalar")
-    monkeypatch.setattr("assay.ops.moe.ffi", emulated[0])
-    monkeypatch.setattr("assay.ops.moe.lib", emulated[1])
+    monkeypatch.setattr("assay.ops.moe.calls", emulated_calls)
     assert_same(run("avx512vnni"), want)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(("experts", "top_k"), SIZES)
-def test_emulated_avx512_equals_portable_c(monkeypatch, emulated, experts, top_k, dtype):
+def test_emulated_avx512_equals_portable_c(monkeypatch, emulated_calls, experts, top_k, dtype):
     x = logits(19, experts, "float16" if dtype == "float16" else "float32", ties=experts % 2 == 0)
     x[2, : experts - 1] = -np.inf
     x[4, experts // 2] = np.nan
@@ -74,7 +73,7 @@ def test_emulated_avx512_equals_portable_c(monkeypatch, emulated, experts, top_k
     x = BFloat16(x) if dtype == "bfloat16" else x
     for renormalize in (True, False):
         with monkeypatch.context() as patch:
-            check_avx512(patch, emulated, lambda isa, r=renormalize: assay.moe_route(x, top_k, r, isa=isa))
+            check_avx512(patch, emulated_calls, lambda isa, r=renormalize: assay.moe_route(x, top_k, r, isa=isa))
 
 
 def test_ties_go_to_the_lower_id_and_ids_are_distinct(variant):

@@ -97,12 +97,11 @@ def test_half_precision_logits_are_widened_exactly(variant, name, dtype):
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v4", "shared", "shared_wide", "widest"])
-def test_emulated_avx512_equals_portable_c(monkeypatch, emulated, name):
+def test_emulated_avx512_equals_portable_c(monkeypatch, emulated_calls, name):
     x, top_k, options = case(name)
     poison(x)
     want = assay.moe_route(x, top_k, isa="scalar", **options)
-    monkeypatch.setattr("assay.ops.moe.ffi", emulated[0])
-    monkeypatch.setattr("assay.ops.moe.lib", emulated[1])
+    monkeypatch.setattr("assay.ops.moe.calls", emulated_calls)
     assert_same(assay.moe_route(x, top_k, isa="avx512vnni", **options), want)
 
 

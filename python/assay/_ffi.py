@@ -5,9 +5,13 @@ exports the buffer protocol. bfloat16, which numpy lacks, is carried as its uint
 """
 
 import ctypes
+import operator
 import os
 import threading
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,14 +27,30 @@ ffi, lib = _assay.ffi, _assay.lib
 #: Folder of the compiled module and of what was built with it.
 PACKAGE = Path(_assay.__file__).parent
 
+
+def open_calls(binary: str) -> ModuleType:
+    """The module of the calls that do without cffi (csrc/python/calls.c), which lies in the same binary."""
+    loader = ExtensionFileLoader("assay._calls", binary)
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None  # which is so for every loader of files
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+calls: Any = open_calls(_assay.__file__)
+
 __all__ = [
     "PACKAGE",
     "Tensor",
+    "aligned",
     "as_output",
     "as_tensor",
+    "calls",
     "check",
     "ffi",
     "lib",
+    "open_calls",
     "plain_matrix",
     "refresh_isa",
     "thread_count",
@@ -186,6 +206,11 @@ def as_tensor(x: Any, name: str, dtypes: tuple[str, ...], ndim: int, *, contiguo
     return tensor
 
 
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The array, or a copy of one whose elements lie across their natural boundaries."""
+    return array if array.flags.aligned else array.copy()
+
+
 _PLAIN = {np.dtype(np.float32): "float32", np.dtype(np.float16): "float16"}
 
 
@@ -249,7 +274,7 @@ def thread_count(num_threads: int | None) -> int:
         return 0
     if not 1 <= num_threads <= 256:
         raise ValueError(f"num_threads: expected 1..256 or None, got {num_threads}")
-    return num_threads
+    return operator.index(num_threads)
 
 
 def check(status: int, what: str, isa: str | None = None) -> None:

@@ -9,9 +9,12 @@ import platform
 import re
 import shutil
 import subprocess
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
@@ -20,6 +23,7 @@ COMMON = ["-std=c11", "-O0", "-ffp-contract=off", "-fPIC", "-Wno-psabi", "-pthre
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
 SHIM = f"-I{HERE}"
+PYTHON = ["-DPy_LIMITED_API=0x030b0000", f"-I{CSRC}", f"-I{sysconfig.get_path('include')}", f"-I{numpy.get_include()}"]
 
 
 def tiers(emulate_avx512: bool) -> dict[str, list[str]]:
@@ -80,6 +84,7 @@ def build(folder: Path) -> Path:
     flags_of = tiers(not has_avx512() or "ASSAY_EMULATE" in os.environ)
     variants = re.findall(r"^VARIANT\((\w+), (\w+)\)", (CSRC / "variants.inc").read_text(), re.M)
     sources = [(path, []) for path in sorted(CSRC.glob("*.c"))]
+    sources.append((CSRC / "python" / "calls.c", PYTHON))
     sources += [(CSRC / "cpu" / op / f"{isa}.c", flags_of[isa]) for op, isa in variants if isa in flags_of]
     defines = ["-DASSAY_EMULATED_X86", *(f"-DASSAY_COMPILED_{isa}=1" for isa in flags_of)]
 
@@ -98,8 +103,8 @@ def build(folder: Path) -> Path:
     return library
 
 
-def load(folder: Path) -> tuple[Any, Any]:
-    """``(ffi, lib)`` of the emulated library, with the declarations of assay.h.
+def load(folder: Path) -> tuple[Any, Any, Any]:
+    """``(ffi, lib, calls)`` of the emulated library: with the declarations of assay.h, and its module of calls.
 
     Raises
     ------
@@ -108,9 +113,12 @@ def load(folder: Path) -> tuple[Any, Any]:
     """
     from cffi import FFI
 
+    from assay._ffi import open_calls
+
     header = (CSRC / "assay.h").read_text()
     found = re.search(r"/\* cdef begin \*/(.*)/\* cdef end \*/", header, re.S)
     assert found, "assay.h: no text between 'cdef begin' and 'cdef end'"
     ffi = FFI()
     ffi.cdef(found.group(1))
-    return ffi, ffi.dlopen(str(build(folder)))
+    library = str(build(folder))
+    return ffi, ffi.dlopen(library), open_calls(library)

@@ -33,8 +33,8 @@ def as_outputs(
 
 
 def dense(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Contiguous stand-ins, for kernels that know no row stride, where a tensor is not contiguous itself."""
-    return [t if t.array.flags.c_contiguous else as_output(None, "", t.dtype, t.shape) for t in tensors]
+    """Contiguous stand-ins, for kernels that know no row stride, where a tensor is not contiguous (and aligned) itself."""
+    return [t if t.array.flags.carray else as_output(None, "", t.dtype, t.shape) for t in tensors]
 
 
 def copy_back(tensors: Sequence[Tensor], written: Sequence[Tensor]) -> None:

@@ -5,16 +5,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import reference
-from .._ffi import FLOAT_DTYPES, FLOAT_NAMES, as_tensor, check, ffi, lib, thread_count, variant_index
+from .._ffi import FLOAT_NAMES, aligned, as_tensor, calls, check, lib, thread_count, variant_index
 from ..cuda import device_of
 from ..cuda.moe import route as route_on_device
 from ._backends import twin, widen
 from ._outputs import as_outputs, copy_back, dense
 
 _MOST = 2**31 - 1
-_FLOAT32, _INT32 = np.dtype("float32"), np.dtype("int32")
-#: As names of this module, which the shortest calls find faster.
-_NDARRAY, _empty, _memory, _as_tuple = np.ndarray, np.empty, ffi.from_buffer, tuple.__new__
 #: Most experts that can have a bias or groups.
 _MOST_KEYED = 2048
 _SCORES = {
@@ -98,27 +95,13 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool | None = None, o
         Naming the argument, what was wanted and what came.
     """
     if (
-        type(router_logits) is _NDARRAY and out is None and bias is None and isa is None and n_group == 1
-        and topk_group == 1 and not num_shared and routed_scaling_factor == 1 and scoring == "softmax"
-        and group_score is None and backend == "c" and type(top_k) is int and router_logits.dtype is _FLOAT32
-        and len(shape := router_logits.shape) == 2 and shape[0] and router_logits.flags.c_contiguous
+        out is None and bias is None and isa is None and group_score is None and n_group == 1 and topk_group == 1
+        and not num_shared and routed_scaling_factor == 1 and scoring == "softmax" and backend == "c"
     ):  # fmt: skip
-        # The common call, which the checks that other calls need would take longer than a few tokens' routing. What is wrong
-        # with top_k or the shape is found below.
-        tokens, experts = shape
-        if 0 < top_k <= experts <= _MOST and tokens <= _MOST:
-            weight, chosen, state = (
-                _empty((tokens, top_k), _FLOAT32),
-                _empty((tokens, top_k), _INT32),
-                _empty(tokens, _INT32),
-            )
-            failed = lib.assay_moe_route_softmax(
-                _memory(router_logits), tokens, experts, top_k, True if renormalize is None else bool(renormalize),
-                _memory(weight), _memory(chosen), _memory(state), 0 if num_threads is None else thread_count(num_threads),
-            )  # fmt: skip
-            if failed:
-                check(failed, "moe_route")
-            return _as_tuple(RouteResult, (weight, chosen, state))
+        # The common call, on which the checks below would take longer than a few tokens' routing. What it refuses, they name.
+        found = calls.moe_route(RouteResult, router_logits, top_k, renormalize, num_threads)
+        if type(found) is RouteResult:
+            return found
     on_device = device_of(router_logits) is not None
     x = None if on_device else as_tensor(router_logits, "router_logits", FLOAT_NAMES, 2)
     shape = tuple(router_logits.shape) if x is None else x.shape
@@ -153,14 +136,14 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool | None = None, o
     )  # fmt: skip
     if backend == "c":
         written = dense(outputs)
-        weights, ids, status = written
-        args = ffi.new("assay_route_args *", (
-            x.ptr, FLOAT_DTYPES[x.dtype], _SCORES[scoring], x.row_stride, tokens, experts, top_k,
-            ffi.NULL if extras.bias is None else ffi.from_buffer("float[]", extras.bias), extras.n_group,
-            extras.topk_group, extras.top2, extras.renormalize, extras.scaling, extras.shared_weight, extras.num_shared,
-            ffi.cast("float *", weights.ptr), ffi.cast("int32_t *", ids.ptr), ffi.cast("int32_t *", status.ptr),
-        ))  # fmt: skip
-        check(lib.assay_moe_route(args, variant_index(isa), thread_count(num_threads)), "moe_route", isa)
+        found = calls.moe_route(
+            RouteResult, aligned(x.array), top_k, extras.renormalize, thread_count(num_threads) or None,
+            tuple(tensor.array for tensor in written), variant_index(isa), x.dtype == "bfloat16", _SCORES[scoring],
+            extras.bias, extras.n_group, extras.topk_group, extras.top2, extras.scaling, extras.shared_weight,
+            extras.num_shared,
+        )  # fmt: skip
+        if type(found) is not RouteResult:
+            check(found, "moe_route", isa)
         copy_back(outputs, written)
     else:
         found = twin(backend, "moe", isa)
