@@ -284,8 +284,8 @@ int assay_wide_gemm(const assay_wide *w, const void *a, int a_dtype, int64_t lda
  * launch. Where a residual is empty, p takes its place. p(x) = 0 is never accepted; q(x) = 0 < p(x) is; id >= vocab has
  * p = 0.
  *
- * Rows are read once, and once more only where they must be resampled (K-SEQ and traversal: for every |R|), and only those
- * that the walk reaches. A request has a status other than ROW_OK when a present draft id is below -1, parents is no tree
+ * Rows are read once, and once more only where they must be resampled (traversal: for every |R|; K-SEQ finds rho in three
+ * or so passes, and counts the bisections), and only those that the walk reaches. A request has a status other than ROW_OK when a present draft id is below -1, parents is no tree
  * as above (ROW_BAD_TREE), a row that was reached holds a NaN, a plus infinity or nothing but minus infinity, or a draft
  * probability that was read is negative or not finite (ROW_NAN). Then its output is all -1 and its counts are 0. */
 enum {

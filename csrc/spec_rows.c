@@ -1,5 +1,5 @@
-/* Rows of logits: reading, probabilities, residuals, draws. The order of every sum over blocks is here, once; the passes
- * over a block are the variants' (cpu/spec_verify/).
+/* Rows of logits: reading them, and probabilities of single tokens. The order of every sum over blocks is here and in
+ * spec_draws.c, once; the passes over a block are the variants' (cpu/spec_verify/).
  *
  * A row becomes, per block of ASSAY_VOCAB_BLOCK, its largest element m_b and s_b = sum exp((l - m_b) / T): one pass. With
  * M = max m_b and c_b = exp((m_b - M) / T), the normaliser is S = sum s_b c_b (double, b ascending), and p(x) =
@@ -34,7 +34,7 @@ double assay_spec_uniform(const assay_spec_request *r, uint32_t domain, int64_t 
     return assay_uniform(a->seed[r->b], (int64_t)((uint64_t)a->position[r->b] + (uint64_t)depth), domain, key_node);
 }
 
-static void for_blocks(assay_spec_request *r, assay_range_fn fn, int with_exp) {
+void assay_spec_for_blocks(assay_spec_request *r, assay_range_fn fn, int with_exp) {
     r->unit = with_exp ? BLOCKS_A_UNIT_WITH_EXP : BLOCKS_A_UNIT;
     const int64_t units = (r->call->block_count + r->unit - 1) / r->unit;
     /* A pass with exp takes some four times as long as one without. */
@@ -42,10 +42,6 @@ static void for_blocks(assay_spec_request *r, assay_range_fn fn, int with_exp) {
         assay_parallel_for(fn, r, units, r->call->threads, 1);
     else
         fn(r, 0, units);
-}
-
-static int64_t end_of(const assay_spec_request *r, int64_t end) {
-    return assay_min_i64(end * r->unit, r->call->block_count);
 }
 
 /* ---- the first reading ------------------------------------------------------------------------------ */
@@ -112,11 +108,11 @@ static void scan_blocks(void *arg, int64_t begin, int64_t end) {
     assay_spec_request *r = arg;
     const assay_spec_verify_kernel *k = r->call->kernel;
     if (!r->processed && !r->s.cuts) {
-        scan_raw(r, begin * r->unit, end_of(r, end));
+        scan_raw(r, begin * r->unit, assay_spec_end_of(r, end));
         return;
     }
     _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * r->unit; b < end_of(r, end); b++) {
+    for (int64_t b = begin * r->unit; b < assay_spec_end_of(r, end); b++) {
         assay_spec_block *block = &r->blocks[b];
         const int64_t n = assay_spec_block_length(r, b);
         if (r->s.cuts && scan_few(r, b)) continue;
@@ -132,10 +128,6 @@ static void scan_blocks(void *arg, int64_t begin, int64_t end) {
     }
 }
 
-static double weight_of_block(const assay_spec_block *block) {
-    return block->sum > 0 ? (double)block->sum * block->factor : 0;
-}
-
 /* The blocks' weights relative to the row's largest element, and their sum. */
 static double weigh_blocks(assay_spec_request *r) {
     _Alignas(64) float largest[ASSAY_VOCAB_BLOCK], factor[ASSAY_VOCAB_BLOCK];
@@ -147,7 +139,7 @@ static double weigh_blocks(assay_spec_request *r) {
         r->call->kernel->weights(largest, ASSAY_F32, n, r->s.shift, r->inverse_t, factor);
         for (int64_t b = 0; b < n; b++) {
             blocks[b].factor = (double)factor[b];
-            total += weight_of_block(&blocks[b]);
+            total += assay_spec_block_weight(&blocks[b]);
         }
     }
     return total;
@@ -155,7 +147,7 @@ static double weigh_blocks(assay_spec_request *r) {
 
 /* Scans the row's blocks: shift and normaliser. Returns the row's status. */
 static int scan(assay_spec_request *r) {
-    for_blocks(r, scan_blocks, r->sums);
+    assay_spec_for_blocks(r, scan_blocks, r->sums);
     r->s.shift = -INFINITY;
     for (int64_t b = 0; b < r->call->block_count; b++) {
         const float m = r->blocks[b].largest;
@@ -226,239 +218,4 @@ float assay_spec_probability(const assay_spec_request *r, int32_t token) {
 
 double assay_spec_log_probability(const assay_spec_request *r, int32_t token) {
     return (double)((assay_spec_element(r, token) - r->s.shift) * r->inverse_t) - r->s.log_total;
-}
-
-/* ---- q ----------------------------------------------------------------------------------------------- */
-
-/* The first of row q_row's sparse entries with this id or a greater one. */
-static int64_t first_entry(const assay_spec_request *r, int64_t id) {
-    const assay_verify_args *a = r->call->a;
-    const int32_t *ids = a->draft_prob_ids + r->q_row * a->draft_prob_width;
-    int64_t low = 0, high = a->draft_prob_width;
-    while (low < high) {
-        const int64_t middle = (low + high) / 2;
-        if (ids[middle] < id) low = middle + 1;
-        else high = middle;
-    }
-    return low;
-}
-
-double assay_spec_q(const assay_spec_request *r, int32_t token) {
-    const assay_verify_args *a = r->call->a;
-    if (token < 0 || token >= a->vocab) return 0;
-    if (a->draft_probs) return (double)a->draft_probs[r->q_row * a->vocab + token];
-    float q = 0;
-    const int64_t start = r->q_row * a->draft_prob_width;
-    for (int64_t i = first_entry(r, token); i < a->draft_prob_width && a->draft_prob_ids[start + i] == token; i++)
-        q += a->draft_prob_values[start + i];
-    return (double)q;
-}
-
-/* q over block b. */
-static const float *q_view(const assay_spec_request *r, int64_t b, float *buffer) {
-    const assay_verify_args *a = r->call->a;
-    const int64_t from = b * ASSAY_VOCAB_BLOCK, n = assay_spec_block_length(r, b);
-    if (a->draft_probs) return a->draft_probs + r->q_row * a->vocab + from;
-    const int64_t start = r->q_row * a->draft_prob_width;
-    for (int64_t i = 0; i < n; i++) buffer[i] = 0;
-    for (int64_t i = first_entry(r, from); i < a->draft_prob_width && a->draft_prob_ids[start + i] < from + n; i++)
-        buffer[a->draft_prob_ids[start + i] - from] += a->draft_prob_values[start + i];
-    return buffer;
-}
-
-/* ---- residuals ---------------------------------------------------------------------------------------- */
-
-static float residual_of_block(const assay_spec_request *r, int64_t b, float *out) {
-    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], q[ASSAY_VOCAB_BLOCK];
-    int dtype;
-    const void *view = assay_spec_view(r, b, buffer, &dtype);
-    return r->call->kernel->residual(view, dtype, assay_spec_block_length(r, b), r->s.shift, r->inverse_t,
-                                     (float)((double)r->s.scale * r->a), q_view(r, b, q), (float)r->c, out);
-}
-
-static void residual_blocks(void *arg, int64_t begin, int64_t end) {
-    assay_spec_request *r = arg;
-    _Alignas(64) float out[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * r->unit; b < end_of(r, end); b++)
-        r->blocks[b].mass = (double)residual_of_block(r, b, out);
-}
-
-static double mass_of_row(const assay_spec_request *r) {
-    double total = 0;
-    for (int64_t b = 0; b < r->call->block_count; b++) total += r->blocks[b].mass;
-    return total;
-}
-
-double assay_spec_residual(assay_spec_request *r, double a, double c) {
-    r->counters[ASSAY_ROWS_RESAMPLED]++;
-    r->a = a;
-    r->c = c;
-    for_blocks(r, residual_blocks, 1);
-    return mass_of_row(r);
-}
-
-/* ---- draws -------------------------------------------------------------------------------------------- */
-
-/* The first element of a block whose cumulated weight exceeds the target, `before` being what lies before the block.
- * Groups of 16 are summed (folded as in vexp.h) and passed over first. When rounding leaves the target beyond the end:
- * the last element of positive weight. */
-static int64_t pick_in_block(const float *weights, int64_t n, double factor, double before, double target) {
-    double at = before;
-    int64_t group = -1, last = 0;
-    double last_at = before;
-    for (int64_t g = 0; g < (n + 15) / 16; g++) {
-        const double w = (double)assay_fold16(weights + 16 * g) * factor;
-        if (at + w > target) {
-            group = g;
-            break;
-        }
-        if (w > 0) {
-            last = g;
-            last_at = at;
-        }
-        at += w;
-    }
-    if (group < 0) {
-        group = last;
-        at = last_at;
-        target = INFINITY;
-    }
-    int64_t found = 16 * group;
-    for (int64_t i = 16 * group; i < 16 * group + 16; i++) {
-        const double w = (double)weights[i] * factor;
-        if (w > 0) found = i;
-        if (at + w > target) break;
-        at += w;
-    }
-    return found;
-}
-
-/* The block that holds the target of cumulated masses, and what lies before it; the last positive one on overrun. */
-typedef struct {
-    int64_t block;
-    double before, target;
-} place;
-
-static place place_of(const assay_spec_request *r, double target) {
-    place found = {0, 0, INFINITY};
-    double at = 0;
-    for (int64_t b = 0; b < r->call->block_count; b++) {
-        const double w = r->blocks[b].mass;
-        if (at + w > target) return (place){b, at, target};
-        if (w > 0) found = (place){b, at, INFINITY};
-        at += w;
-    }
-    return found;
-}
-
-int32_t assay_spec_draw_residual(assay_spec_request *r, double target) {
-    _Alignas(64) float w[ASSAY_VOCAB_BLOCK];
-    const place at = place_of(r, target);
-    residual_of_block(r, at.block, w);
-    return (int32_t)(at.block * ASSAY_VOCAB_BLOCK +
-                     pick_in_block(w, assay_spec_block_length(r, at.block), 1, at.before, at.target));
-}
-
-/* Weights of block b relative to its largest element, without the excluded ids; *touched: whether there were any. */
-static void weights_without(const assay_spec_request *r, int64_t b, float *w, int *touched) {
-    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
-    int dtype;
-    const void *view = assay_spec_view(r, b, buffer, &dtype);
-    r->call->kernel->weights(view, dtype, assay_spec_block_length(r, b), r->blocks[b].largest, r->inverse_t, w);
-    for (int64_t i = 0; i < r->excluded_count; i++)
-        if (r->excluded[i] / ASSAY_VOCAB_BLOCK == b) {
-            w[r->excluded[i] % ASSAY_VOCAB_BLOCK] = 0;
-            *touched = 1;
-        }
-}
-
-double assay_spec_mass_without(assay_spec_request *r) {
-    for (int64_t b = 0; b < r->call->block_count; b++) r->blocks[b].mass = weight_of_block(&r->blocks[b]);
-    for (int64_t i = 0; i < r->excluded_count; i++) {
-        const int64_t b = r->excluded[i] / ASSAY_VOCAB_BLOCK;
-        if (!(r->blocks[b].sum > 0)) continue;
-        _Alignas(64) float w[ASSAY_VOCAB_BLOCK];
-        int touched = 0;
-        weights_without(r, b, w, &touched);
-        float lane[16] = {0};
-        const int64_t padded = assay_round_up(assay_spec_block_length(r, b), 16);
-        for (int64_t j = 0; j < padded; j++) lane[j % 16] += w[j];
-        r->blocks[b].mass = (double)assay_fold16(lane) * r->blocks[b].factor;
-    }
-    return mass_of_row(r);
-}
-
-int32_t assay_spec_draw_without(assay_spec_request *r, double u) {
-    const double total = assay_spec_mass_without(r);
-    if (!(total > 0)) return -1;
-    _Alignas(64) float w[ASSAY_VOCAB_BLOCK];
-    const place at = place_of(r, u * total);
-    int touched = 0;
-    weights_without(r, at.block, w, &touched);
-    return (int32_t)(at.block * ASSAY_VOCAB_BLOCK +
-                     pick_in_block(w, assay_spec_block_length(r, at.block), r->blocks[at.block].factor, at.before, at.target));
-}
-
-int32_t assay_spec_draw(assay_spec_request *r, double u) {
-    const int64_t excluded = r->excluded_count;
-    r->excluded_count = 0;
-    const int32_t token = assay_spec_draw_without(r, u);
-    r->excluded_count = excluded;
-    return token;
-}
-
-static void race_blocks(void *arg, int64_t begin, int64_t end) {
-    assay_spec_request *r = arg;
-    const assay_verify_args *a = r->call->a;
-    const uint64_t position = (uint64_t)a->position[r->b] + (uint64_t)r->nodes[r->node].depth;
-    /* The best of the blocks before bounds those that follow: of equal times the first is the winner anyway. */
-    assay_race race = {a->seed[r->b], position, INFINITY, 0};
-    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], w[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * r->unit; b < end_of(r, end); b++) {
-        assay_spec_block *block = &r->blocks[b];
-        block->mass = INFINITY;
-        block->token = b * ASSAY_VOCAB_BLOCK;
-        if (!isfinite(block->largest)) continue;
-        const int64_t n = assay_spec_block_length(r, b);
-        const double before = race.time;
-        int dtype;
-        const void *view = assay_spec_view(r, b, buffer, &dtype);
-        r->call->kernel->weights(view, dtype, n, r->s.shift, r->inverse_t, w);
-        r->call->kernel->race(w, assay_round_up(n, 16), block->token, &race);
-        if (race.time < before) {
-            block->mass = race.time;
-            block->token = race.token;
-        }
-    }
-}
-
-int32_t assay_spec_race(assay_spec_request *r) {
-    r->counters[ASSAY_ROWS_RESAMPLED]++;
-    for_blocks(r, race_blocks, 1);
-    int64_t best = 0;
-    for (int64_t b = 1; b < r->call->block_count; b++)
-        if (r->blocks[b].mass < r->blocks[best].mass) best = b;
-    return (int32_t)r->blocks[best].token;
-}
-
-static void exponent_blocks(void *arg, int64_t begin, int64_t end) {
-    assay_spec_request *r = arg;
-    _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK];
-    for (int64_t b = begin * r->unit; b < end_of(r, end); b++) {
-        const int64_t n = assay_spec_block_length(r, b);
-        r->blocks[b].mass = r->blocks[b].total = 0;
-        if (!isfinite(r->blocks[b].largest)) continue;
-        int dtype;
-        const void *view = assay_spec_view(r, b, buffer, &dtype);
-        float total;
-        r->blocks[b].mass = (double)r->call->kernel->moment(view, dtype, n, r->s.shift, r->inverse_t, &total);
-        r->blocks[b].total = (double)total;
-    }
-}
-
-double assay_spec_mean_exponent(assay_spec_request *r, double *total) {
-    for_blocks(r, exponent_blocks, 1);
-    *total = 0;
-    for (int64_t b = 0; b < r->call->block_count; b++) *total += r->blocks[b].total;
-    return mass_of_row(r) / *total;
 }

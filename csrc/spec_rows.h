@@ -11,7 +11,12 @@
 typedef struct {
     float largest, sum; /* s_b relative to its own largest element */
     double factor;      /* the largest element's weight relative to the row's largest: s_b times it is the block's weight */
-    double mass, total; /* of the draw at hand; of mean_exponent */
+    union {
+        struct {
+            double mass, total; /* of the draw at hand; of mean_exponent */
+        };
+        float masses[ASSAY_SPEC_SHARES]; /* of assay_spec_residuals */
+    };
     int64_t token;      /* of the race */
 } assay_spec_block;
 
@@ -90,6 +95,7 @@ typedef struct {
 
     int64_t q_row;                     /* of draft_probs; -1: none */
     double a, c;                       /* of the residual in blocks[].mass */
+    float scales[ASSAY_SPEC_SHARES];   /* of those in blocks[].masses */
 } assay_spec_request;
 
 double assay_spec_uniform(const assay_spec_request *r, uint32_t domain, int64_t node, int64_t depth, uint32_t key_node);
@@ -103,6 +109,8 @@ double assay_spec_log_probability(const assay_spec_request *r, int32_t token);
 double assay_spec_mean_exponent(assay_spec_request *r, double *total);
 /* |R(a, c)| of q_row; NaN when q holds what is no probability. */
 double assay_spec_residual(assay_spec_request *r, double a, double c);
+/* |R(a, 1)| for several a at once, the same numbers: all NaN where q holds what is no probability. Not counted. */
+void assay_spec_residuals(assay_spec_request *r, const double a[ASSAY_SPEC_SHARES], double totals[ASSAY_SPEC_SHARES]);
 /* The first token whose cumulated weight exceeds the target, in the residual of the last assay_spec_residual. */
 int32_t assay_spec_draw_residual(assay_spec_request *r, double target);
 /* A token of p. */
@@ -128,6 +136,11 @@ static inline int assay_spec_inside(const assay_range *range, float x, int64_t i
 int assay_spec_has_filters(const assay_spec_request *r);
 void assay_spec_find_cuts(assay_spec_request *r);
 
+/* spec_kseq.c: rho of the row at hand and `count` siblings drawn from q_row; NaN when q holds what is no probability. */
+double assay_spec_kseq_rho(assay_spec_request *r, int64_t count);
+/* 1 - (1 - beta)^count. */
+double assay_spec_any_of(double beta, int64_t count);
+
 /* spec_rules.c: one request, by its rule; returns a row status. */
 int assay_spec_walk(assay_spec_request *r, int32_t *out, int32_t *path, float *logprobs, int32_t *accepted);
 
@@ -136,6 +149,15 @@ static inline int64_t assay_spec_block_length(const assay_spec_request *r, int64
 }
 static inline const void *assay_spec_raw(const assay_spec_request *r, int64_t b) {
     return r->logits + b * ASSAY_VOCAB_BLOCK * (r->call->a->dtype == ASSAY_F32 ? 4 : 2);
+}
+
+/* Runs fn over units of r->unit blocks, threads sharing them where that pays. */
+void assay_spec_for_blocks(assay_spec_request *r, assay_range_fn fn, int with_exp);
+static inline int64_t assay_spec_end_of(const assay_spec_request *r, int64_t end) {
+    return assay_min_i64(end * r->unit, r->call->block_count);
+}
+static inline double assay_spec_block_weight(const assay_spec_block *block) {
+    return block->sum > 0 ? (double)block->sum * block->factor : 0;
 }
 
 #endif

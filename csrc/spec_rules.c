@@ -5,8 +5,6 @@
 
 #include <float.h>
 
-enum { KSEQ_STEPS = 16 };
-
 static int32_t id_of(const assay_spec_request *r, int64_t node) { return r->call->a->draft_token_ids[r->first + node - 1]; }
 
 static int has_q(const assay_spec_request *r) { return r->call->a->draft_probs || r->call->a->draft_prob_ids; }
@@ -126,26 +124,12 @@ static decision target_only(assay_spec_request *r, int64_t node) {
     return token < 0 ? draw_empty(r, node) : emit(token);
 }
 
-/* 1 - (1 - beta)^count. */
-static double any_of(double beta, int64_t count) {
-    double none = 1;
-    for (int64_t i = 0; i < count; i++) none *= 1 - beta;
-    return 1 - none;
-}
-
 static decision kseq(assay_spec_request *r, int64_t node) {
     int64_t count = 0;
     for (int64_t child = r->nodes[node].first_child; child; child = r->nodes[child].next_sibling) count++;
     r->q_row = r->first + r->nodes[node].first_child - 1;
-    /* beta(rho) = sum min(q, p / rho) = 1 / rho - |R(1 / rho, 1)|. */
-    double low = 1, rho = (double)count;
-    for (int i = 0; i < KSEQ_STEPS && count > 1; i++) {
-        const double middle = (low + rho) / 2, rest = assay_spec_residual(r, 1 / middle, 1);
-        if (isnan(rest)) return fail(ASSAY_ROW_NAN);
-        const double beta = 1 / middle - rest;
-        if (any_of(beta, count) > middle * beta) low = middle;
-        else rho = middle;
-    }
+    const double rho = assay_spec_kseq_rho(r, count);
+    if (isnan(rho)) return fail(ASSAY_ROW_NAN);
     for (int64_t child = r->nodes[node].first_child; child; child = r->nodes[child].next_sibling) {
         double q;
         const int status = draft_probability(r, id_of(r, child), &q);
@@ -156,7 +140,7 @@ static decision kseq(assay_spec_request *r, int64_t node) {
     if (isnan(rest)) return fail(ASSAY_ROW_NAN);
     const double beta = 1 / rho - rest;
     /* p - gamma min(q, p / rho) = (1 - gamma / rho) p + gamma (p / rho - q)+ */
-    const double gamma = beta > 0 ? any_of(beta, count) / beta : (double)count;
+    const double gamma = beta > 0 ? assay_spec_any_of(beta, count) / beta : (double)count;
     const double of_p = gamma < rho ? 1 - gamma / rho : 0, of_rest = gamma * rest;
     if (!(of_p + of_rest > 0)) return draw_empty(r, node);
     const double u = residual_uniform(r, node) * (of_p + of_rest);

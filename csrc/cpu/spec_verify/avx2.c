@@ -219,6 +219,35 @@ INLINE float residual_of(const void *row, int dtype, int64_t n, float shift, flo
     return _mm256_movemask_ps(bad) ? NAN : fold8(_mm256_add_ps(s0, s1));
 }
 
+INLINE void residuals_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, const float *scales,
+                         const float *q, float *sums) {
+    const __m256 m = _mm256_set1_ps(shift), t = _mm256_set1_ps(inverse_t), zero = _mm256_setzero_ps();
+    __m256 sum[ASSAY_SPEC_SHARES][2], bad = zero;
+    for (int j = 0; j < ASSAY_SPEC_SHARES; j++) sum[j][0] = sum[j][1] = zero;
+    assay_tail tail;
+    float q_tail[16] = {0};
+    for (int64_t i = 0; i < n; i += 16) {
+        const int whole = i + 16 <= n;
+        const void *at = whole ? row : assay_tail_of(&tail, row, dtype, i, n);
+        const float *q_at = whole ? q + i : q_tail;
+        if (!whole) memcpy(q_tail, q + i, (size_t)(n - i) * 4);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            const __m256 x = load8(at, dtype, (whole ? i : 0) + 8 * half), qi = _mm256_loadu_ps(q_at + 8 * half);
+            const __m256 e = vexp8(_mm256_mul_ps(_mm256_sub_ps(x, m), t));
+            bad = _mm256_or_ps(bad, _mm256_or_ps(_mm256_cmp_ps(qi, zero, _CMP_NGE_UQ),
+                                                 _mm256_cmp_ps(qi, _mm256_set1_ps(FLT_MAX), _CMP_NLE_UQ)));
+#pragma GCC unroll 4
+            for (int j = 0; j < ASSAY_SPEC_SHARES; j++) {
+                const __m256 excess = _mm256_sub_ps(_mm256_mul_ps(e, _mm256_set1_ps(scales[j])), qi);
+                sum[j][half] = _mm256_add_ps(sum[j][half], _mm256_max_ps(excess, zero));
+            }
+        }
+    }
+    for (int j = 0; j < ASSAY_SPEC_SHARES; j++)
+        sums[j] = _mm256_movemask_ps(bad) ? NAN : fold8(_mm256_add_ps(sum[j][0], sum[j][1]));
+}
+
 INLINE float sum_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead, int64_t next_n,
                     float *next_peak) {
     const __m256 m = _mm256_set1_ps(shift), t = _mm256_set1_ps(inverse_t);
@@ -297,4 +326,4 @@ static void race(const float *weights, int64_t n, int64_t first, assay_race *rac
 #include "by_type.h"
 
 const assay_spec_verify_kernel assay_spec_verify_avx2 = {largest, peak,    find, select, keep,     tally,
-                                                        between, weights, sum,  moment, residual, race};
+                                                        between, weights, sum,  moment, residual, residuals, race};

@@ -265,6 +265,35 @@ INLINE float residual_of(const void *row, int dtype, int64_t n, float shift, flo
     return bad ? NAN : fold16(sum);
 }
 
+INLINE void residuals_of(const void *row, int dtype, int64_t n, float shift, float inverse_t, const float *scales,
+                         const float *q, float *sums) {
+    const __m512 m = _mm512_set1_ps(shift), t = _mm512_set1_ps(inverse_t), zero = _mm512_setzero_ps();
+    __m512 sum[ASSAY_SPEC_SHARES], scale[ASSAY_SPEC_SHARES];
+#pragma GCC unroll 4
+    for (int j = 0; j < ASSAY_SPEC_SHARES; j++) {
+        sum[j] = zero;
+        scale[j] = _mm512_set1_ps(scales[j]);
+    }
+    /* As unsigned words, what is no probability lies above FLT_MAX; minus 0, which is one, becomes 0. */
+    __m512i most = _mm512_setzero_si512();
+    assay_tail tail;
+    float q_tail[16] = {0};
+    for (int64_t i = 0; i < n; i += 16) {
+        const int whole = i + 16 <= n;
+        const __m512 x = load16(whole ? row : assay_tail_of(&tail, row, dtype, i, n), dtype, whole ? i : 0);
+        if (!whole) memcpy(q_tail, q + i, (size_t)(n - i) * 4);
+        const __m512 qi = _mm512_loadu_ps(whole ? q + i : q_tail);
+        const __m512 e = vexp16(_mm512_mul_ps(_mm512_sub_ps(x, m), t));
+        most = _mm512_max_epu32(most, _mm512_castps_si512(_mm512_add_ps(qi, zero)));
+#pragma GCC unroll 4
+        for (int j = 0; j < ASSAY_SPEC_SHARES; j++)
+            sum[j] = _mm512_add_ps(sum[j], _mm512_max_ps(_mm512_sub_ps(_mm512_mul_ps(e, scale[j]), qi), zero));
+    }
+    const int bad = _mm512_cmpgt_epu32_mask(most, _mm512_set1_epi32(0x7f7fffff)) != 0;
+#pragma GCC unroll 4
+    for (int j = 0; j < ASSAY_SPEC_SHARES; j++) sums[j] = bad ? NAN : fold16(sum[j]);
+}
+
 /* Elements i .. i + 31 as two vectors. bfloat16: a word permutation is widening and shift at once. */
 INLINE void load32(const void *row, int dtype, int64_t i, __m512 out[2]) {
     if (dtype != ASSAY_BF16) {
@@ -393,4 +422,4 @@ static void race(const float *weights, int64_t n, int64_t first, assay_race *rac
 #include "by_type.h"
 
 const assay_spec_verify_kernel assay_spec_verify_avx512vnni = {largest, peak,    find, select, keep,     tally,
-                                                              between, weights, sum,  moment, residual, race};
+                                                              between, weights, sum,  moment, residual, residuals, race};

@@ -1,5 +1,5 @@
 /* The functions of a kernel table, made of a variant's largest_of, peak_of, find_in, select_in, keep_in, weights_of,
- * sum_of, moment_of and residual_of: included behind them. */
+ * sum_of, moment_of, residual_of and residuals_of: included behind them. */
 #ifndef ASSAY_SPEC_VERIFY_BY_TYPE_H
 #define ASSAY_SPEC_VERIFY_BY_TYPE_H
 
@@ -63,6 +63,13 @@ static float residual(const void *row, int dtype, int64_t n, float shift, float 
 #define CALL(type) residual_of(row, type, n, shift, inverse_t, scale, q, c, out)
     BY_TYPE(CALL);
 #undef CALL
+}
+
+static void residuals(const void *row, int dtype, int64_t n, float shift, float inverse_t, const float *scales, const float *q,
+                      float *sums) {
+    if (dtype == ASSAY_F32) residuals_of(row, ASSAY_F32, n, shift, inverse_t, scales, q, sums);
+    else if (dtype == ASSAY_F16) residuals_of(row, ASSAY_F16, n, shift, inverse_t, scales, q, sums);
+    else residuals_of(row, ASSAY_BF16, n, shift, inverse_t, scales, q, sums);
 }
 
 #endif

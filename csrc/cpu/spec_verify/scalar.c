@@ -94,6 +94,21 @@ static float residual(const void *row, int dtype, int64_t n, float shift, float 
     return bad ? NAN : assay_fold16(lane);
 }
 
+static void residuals(const void *row, int dtype, int64_t n, float shift, float inverse_t, const float *scales, const float *q,
+                      float *sums) {
+    float lanes[ASSAY_SPEC_SHARES][16] = {{0}};
+    int bad = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float e = assay_vexp((assay_load_f32(row, dtype, i) - shift) * inverse_t);
+        bad |= !(q[i] >= 0 && q[i] <= FLT_MAX);
+        for (int j = 0; j < ASSAY_SPEC_SHARES; j++) {
+            const float excess = e * scales[j] - q[i];
+            lanes[j][i % 16] += excess > 0 ? excess : 0;
+        }
+    }
+    for (int j = 0; j < ASSAY_SPEC_SHARES; j++) sums[j] = bad ? NAN : assay_fold16(lanes[j]);
+}
+
 static float sum(const void *row, int dtype, int64_t n, float shift, float inverse_t, const void *ahead, int64_t next_n,
                  float *next_peak) {
     (void)ahead;
@@ -124,4 +139,5 @@ static void race(const float *weights, int64_t n, int64_t first, assay_race *rac
     }
 }
 
-const assay_spec_verify_kernel assay_spec_verify_scalar = {largest, largest, find, select, keep, tally, between, weights, sum, moment, residual, race};
+const assay_spec_verify_kernel assay_spec_verify_scalar = {largest, largest, find, select, keep, tally, between, weights, sum, moment, residual,
+                                                           residuals, race};

@@ -28,6 +28,8 @@ typedef struct {
     int64_t last;
 } assay_range;
 
+enum { ASSAY_SPEC_SHARES = 4 };
+
 typedef struct {
     /* The largest element; NaN when any is. */
     float (*largest)(const void *row, int dtype, int64_t n);
@@ -58,6 +60,9 @@ typedef struct {
      * NaN, infinite or negative. */
     float (*residual)(const void *row, int dtype, int64_t n, float shift, float inverse_t, float scale, const float *q,
                       float c, float *out);
+    /* What residual returns for each of ASSAY_SPEC_SHARES scales with c = 1, and nothing else of it: sums[j] for scales[j]. */
+    void (*residuals)(const void *row, int dtype, int64_t n, float shift, float inverse_t, const float *scales, const float *q,
+                      float *sums);
     /* Lets n weights, of the tokens from `first` on, into the race: n a multiple of 16, first even, weight 0 stays out. */
     void (*race)(const float *weights, int64_t n, int64_t first, assay_race *race);
 } assay_spec_verify_kernel;
