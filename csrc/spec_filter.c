@@ -290,7 +290,8 @@ static int select_first(const assay_spec_request *r, order *o, assay_range *rang
     } else {
         *range = (assay_range){value, INFINITY, value, INFINITY, 0};
     }
-    range->last = alone ? r->call->a->vocab : last_of_class(r, o, value, before);
+    /* An order's only element with that value may have equals that an earlier cut has taken: its id tells them apart. */
+    range->last = alone && !r->s.cuts ? r->call->a->vocab : last_of_class(r, o, value, before);
     return 1;
 }
 

@@ -104,3 +104,20 @@ def test_emulated_avx512_keeps_what_portable_c_keeps(emulate_verify, bf16):
         got = drawn(ROWS[name], how, isa="avx512vnni", bf16=bf16)
         np.testing.assert_array_equal(got.output_token_ids, expected.output_token_ids, err_msg=f"{name} {how}")
         np.testing.assert_array_equal(got.logprobs, expected.logprobs, err_msg=f"{name} {how}")
+
+
+@pytest.mark.parametrize("backend", ["c", "numba", "reference"])
+def test_a_cut_among_equals_stays_when_another_filter_follows(backend):
+    """top_k leaves the lower ids of equal logits; top_p and typical_p then choose among those alone, though one of the class
+    be left and more of its equals stand behind it."""
+    u = np.repeat(np.linspace(0.01, 0.99, 50), 2)
+    for row, how, kept in (
+        ([0, 0, 0, 0], {"top_k": 1, "top_p": 0.9}, {0}),
+        ([0, 3, 0, 0], {"top_k": 2, "top_p": 0.999}, {0, 1}),
+        ([0, 3, 0, 0], {"top_k": 2, "typical_p": 0.999}, {0, 1}),
+        ([1, 0, 1, 1], {"top_k": 2, "top_p": 0.9}, {0, 2}),
+        ([0, -0.0, 0, -0.0], {"top_k": 1, "typical_p": 0.9}, {0}),
+    ):
+        rows = np.tile(np.array(row, np.float32), (50, 1))
+        found = assay.sample(rows, uniforms=u, backend=backend, **how).output_token_ids[:, 0]
+        assert set(found.tolist()) == kept, (row, how)

@@ -140,12 +140,22 @@ class DecodeLoop:
         self._accept(drafts, hidden)
         return True
 
+    def preempt(self, request: Request) -> None:
+        """Takes a running request's cache away; it waits first in the queue, and goes on with the same tokens when admitted again.
+
+        Its keys and values are then computed anew, from prompt and output; ValueError when it does not run.
+        """
+        r = self._running_of(request)
+        self._running.remove(r)
+        self.cache.release(r.table)
+        self._waiting.appendleft(request)
+
     def early_logits(self, request: Request, tokens: np.ndarray, num_layers: int) -> np.ndarray:
         """Logits [V] after the last of `tokens` by the first layers alone: the hook of a self-drafting proposer.
 
         Uses the request's own cache. To be called with `tokens` growing one at a time from the request's tokens on.
         """
-        r = next(r for r in self._running if r.request is request)
+        r = self._running_of(request)
         last = len(tokens) - 1
         if not 0 <= last - r.context <= self.max_nodes:
             raise ValueError(
@@ -158,6 +168,12 @@ class DecodeLoop:
         row: np.ndarray = self.model.logits(hidden)[0]
         return row
 
+    def _running_of(self, request: Request) -> _Running:
+        for r in self._running:
+            if r.request is request:
+                return r
+        raise ValueError("request: expected one that runs, got one that waits, has ended or was never submitted")
+
     def _room(self, request: Request) -> int:
         return len(request.prompt) + request.max_new_tokens + self.max_nodes + 1
 
@@ -168,12 +184,12 @@ class DecodeLoop:
                 return
             self._waiting.popleft()
             table = self.cache.reserve(self._room(request))
-            context = len(request.prompt) - 1
+            known = request.tokens[:-1].astype(np.int64)  # of a preempted request, its output too
+            context = len(known)
             if context:
                 causal = np.tri(context, dtype=np.uint8)
                 slots, visible = step_rows(self.cache, table, 0, causal)
-                prompt = np.array(request.prompt[:-1], np.int64)
-                self.model.forward(self.cache, prompt, np.arange(context), slots, visible)
+                self.model.forward(self.cache, known, np.arange(context), slots, visible)
             self._running.append(_Running(request, table, context))
 
     def _draft(self, r: _Running) -> Draft:
