@@ -80,6 +80,9 @@ def test_capacity_serves_first_choices_first():
     by_weight = assay.moe_capacity(w, ids, 2, 1, priority="weight")
     assert by_weight.topk_ids.tolist() == [[-1, -1], [0, -1], [1, -1], [-1, -1]]
     assert ids[1, 1] == 1  # the argument is left as it was
+    for junk in (np.nan, 9):  # of an empty slot
+        w[3, 0] = junk
+        assert assay.moe_capacity(w, ids, 2, 1, priority="weight").topk_ids.tolist() == by_weight.topk_ids.tolist()
 
 
 def test_capacity_factor_and_no_limit():

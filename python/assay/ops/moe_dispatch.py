@@ -201,7 +201,8 @@ def moe_capacity(topk_weights: Any, topk_ids: Any, num_experts: int, capacity: i
         raise ValueError(f"priority: expected 'position' or 'weight', got {priority!r}")
     order = None
     if priority == "weight":
-        order = np.argsort(-weights.max(axis=1), kind="stable").astype(np.int64)
+        chosen = np.where((ids >= 0) & (ids < num_experts), weights, -np.inf)  # an empty slot's weight says nothing
+        order = np.argsort(-chosen.max(axis=1), kind="stable").astype(np.int64)
     counts = np.zeros(num_experts, np.int64)
     code = lib.assay_moe_capacity(
         pointer(ids, "int32_t *"), pointer(weights, "float *"), ids.shape[0], ids.shape[1], num_experts,
