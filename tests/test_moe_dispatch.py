@@ -80,6 +80,9 @@ def test_capacity_serves_first_choices_first():
     by_weight = assay.moe_capacity(w, ids, 2, 1, priority="weight")
     assert by_weight.topk_ids.tolist() == [[-1, -1], [0, -1], [1, -1], [-1, -1]]
     assert ids[1, 1] == 1  # the argument is left as it was
+    for junk in (np.nan, 9):  # of an empty slot
+        w[3, 0] = junk
+        assert assay.moe_capacity(w, ids, 2, 1, priority="weight").topk_ids.tolist() == by_weight.topk_ids.tolist()
 
 
 def test_capacity_factor_and_no_limit():
@@ -163,12 +166,14 @@ def test_bad_arguments_say_got_and_wanted():
     alignment = assay.moe_align(ids, 4)
     cases = [
         (TypeError, "topk_ids: expected int32", lambda: assay.moe_align(ids.astype(int), 4)),
-        (ValueError, "expected at least 1", lambda: assay.moe_align(ids, 4, 0)),
+        (ValueError, r"num_experts, block_size: expected 1..2\^31 - 2, got 4, 0", lambda: assay.moe_align(ids, 4, 0)),
+        (ValueError, r"num_experts, block_size: expected 1..2\^31 - 2", lambda: assay.moe_align(ids, 2**40)),
         (ValueError, r"expert_map: expected \[num_experts\] = \[4\]", lambda: assay.moe_align(ids, 4, 1, np.int32([0]))),
         (ValueError, r"x: expected \[T, H\] with T = 6", lambda: assay.moe_permute(np.zeros((5, 2), np.float32), alignment)),
         (ValueError, "y: expected", lambda: assay.moe_unpermute(np.zeros((1, 2), np.float32), alignment, w)),
         (ValueError, "capacity: expected either", lambda: assay.moe_capacity(w, ids, 4)),
         (ValueError, "capacity: expected at least 0", lambda: assay.moe_capacity(w, ids, 4, -1)),
+        (ValueError, r"num_experts: expected 1..2\^31 - 2, got 0", lambda: assay.moe_capacity(w, ids, 0, capacity_factor=1.0)),
         (ValueError, "priority: expected", lambda: assay.moe_capacity(w, ids, 4, 1, priority="luck")),
         (ValueError, r"capacity: expected 1..T = 1..6", lambda: assay.moe_expert_choice(np.zeros((6, 4), np.float32), 7)),
         (TypeError, "topk_ids: expected integers", lambda: assay.moe_load(w, 4)),

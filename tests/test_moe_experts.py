@@ -304,6 +304,8 @@ def test_bad_arguments_say_got_and_wanted():
         (ValueError, r"gate_up_bias: expected \[1, 96\]",
          lambda: assay.pack_experts(*q, gate_up_bias=np.zeros((1, 95), np.float32))),
         (ValueError, "gate_up_scales: expected", lambda: assay.pack_experts(q[0], q[1][:, 1:], *q[2:])),
+        (ValueError, "gate_up, down: expected as many experts, at least one, got 0 and 0",
+         lambda: assay.quantize_experts(np.zeros((0, 64, 32), np.float32), np.zeros((0, 32, 32), np.float32))),
     ]  # fmt: skip
     for error, message, call in cases:
         with pytest.raises(error, match=message):

@@ -70,11 +70,11 @@ def moe_align(topk_ids: Any, num_experts: int, block_size: int = 1, expert_map: 
         raise ValueError(f"num_local_experts: expected at least 0, and an expert_map with it, got {num_local_experts}")
     if device_of(topk_ids) is not None:
         if not 1 <= num_experts <= _MOST or not 1 <= block_size <= _MOST:
-            raise ValueError(f"num_experts, block_size: expected at least 1, got {num_experts}, {block_size}")
+            raise ValueError(f"num_experts, block_size: expected 1..2^31 - 2, got {num_experts}, {block_size}")
         return Alignment(*on_device.align(topk_ids, num_experts, block_size, expert_map, num_local_experts, stream))
     ids = _ids(topk_ids)
-    if num_experts < 1 or not 1 <= block_size <= _MOST:
-        raise ValueError(f"num_experts, block_size: expected at least 1, got {num_experts}, {block_size}")
+    if not 1 <= num_experts <= _MOST or not 1 <= block_size <= _MOST:
+        raise ValueError(f"num_experts, block_size: expected 1..2^31 - 2, got {num_experts}, {block_size}")
     local, table, owner = num_experts, ffi.NULL, None
     if expert_map is not None:
         owner = as_tensor(expert_map, "expert_map", ("int32",), 1, contiguous=True).array
@@ -188,6 +188,8 @@ def moe_capacity(topk_weights: Any, topk_ids: Any, num_experts: int, capacity: i
     weights = np.array(as_tensor(topk_weights, "topk_weights", ("float32",), 2).array, order="C")
     if weights.shape != ids.shape or ids.shape[1] < 1:
         raise ValueError(f"topk_weights: expected [T, k] as topk_ids {list(ids.shape)}, got {list(weights.shape)}")
+    if not 1 <= num_experts <= _MOST:
+        raise ValueError(f"num_experts: expected 1..2^31 - 2, got {num_experts}")
     if (capacity is None) == (capacity_factor is None):
         raise ValueError("capacity: expected either capacity or capacity_factor, got both or neither")
     if capacity is None:
@@ -195,13 +197,14 @@ def moe_capacity(topk_weights: Any, topk_ids: Any, num_experts: int, capacity: i
         if not np.isfinite(capacity_factor) or capacity_factor < 0:
             raise ValueError(f"capacity_factor: expected a finite number of at least 0, got {capacity_factor}")
         capacity = int(np.ceil(capacity_factor * ids.size / num_experts))
-    if num_experts < 1 or capacity < 0:
-        raise ValueError(f"capacity: expected at least 0 slots of at least one expert, got {capacity} of {num_experts}")
+    if capacity < 0:
+        raise ValueError(f"capacity: expected at least 0 slots, got {capacity}")
     if priority not in ("position", "weight"):
         raise ValueError(f"priority: expected 'position' or 'weight', got {priority!r}")
     order = None
     if priority == "weight":
-        order = np.argsort(-weights.max(axis=1), kind="stable").astype(np.int64)
+        chosen = np.where((ids >= 0) & (ids < num_experts), weights, -np.inf)  # an empty slot's weight says nothing
+        order = np.argsort(-chosen.max(axis=1), kind="stable").astype(np.int64)
     counts = np.zeros(num_experts, np.int64)
     code = lib.assay_moe_capacity(
         pointer(ids, "int32_t *"), pointer(weights, "float *"), ids.shape[0], ids.shape[1], num_experts,

@@ -277,6 +277,8 @@ def quantize_experts(gate_up: Any, down: Any, group_size: int = 32, *, down_grou
     """
     up_w = as_tensor(gate_up, "gate_up", ("float32",), 3).array
     down_w = as_tensor(down, "down", ("float32",), 3).array
+    if not len(up_w) or len(up_w) != len(down_w):
+        raise ValueError(f"gate_up, down: expected as many experts, at least one, got {len(up_w)} and {len(down_w)}")
     up = [quantize_int4(w, group_size, symmetric) for w in up_w]
     low = [quantize_int4(w, down_group_size or group_size, symmetric) for w in down_w]
     return pack_experts(
