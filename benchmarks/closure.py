@@ -1,6 +1,7 @@
 """A whole decode step, measured against the sum of its parts that `assay predict` makes.
 
-    python benchmarks/closure.py [MODEL] [--precision int4,int8] [--batch 1,4,8,16] [--profile FILE] [-o table|md|csv|json]
+    python benchmarks/closure.py [MODEL] [--precision int4,int8] [--batch 1,4,8,16] [--pages small]
+        [--profile FILE] [-o table|md|csv|json]
 
 Runs every matrix product of a dense model's decode step in order, on random weights of its shapes (each layer its own, so
 that they come from DRAM as in a model), then picks the tokens. What the profile's fit says of just these calls stands
@@ -8,6 +9,7 @@ beside it, with its interval. Attention and norms are in neither: no kernel of t
 """
 
 import argparse
+import mmap
 import statistics
 import sys
 import time
@@ -45,23 +47,31 @@ def random_weights(n: int, k: int, precision: str, rng: np.random.Generator):
     return assay.pack_int8(rng.integers(-127, 128, (n, k), dtype=np.int8), scales)
 
 
-def copy_of(w):
+def small_pages(nbytes: int) -> np.ndarray:
+    """uint8 [nbytes] on the small pages that a plain allocation or a mapped file has."""
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
+
+
+def copy_of(w, empty):
     """The same matrix in other memory."""
-    data = aligned_empty(w.nbytes)
+    data = empty(w.nbytes)
     data[:] = w.data
     if isinstance(w, PackedInt8):
         return PackedInt8(w.n, w.k, w.group_size, data)
     return type(w)(w.n, w.k, w.group_size, w.symmetric, data)
 
 
-def step_of(spec, precision: str):
+def step_of(spec, precision: str, pages: str):
     """The packed matrices of a decode step, layer by layer, the head last."""
+    empty = small_pages if pages == "small" else aligned_empty
     rng = np.random.default_rng(0)
     inner = [m for m in spec.matrices if m.role not in ("embedding", "lm_head")]
     first = [random_weights(m.n, m.k, precision, rng) for m in inner]
-    step = [copy_of(w) for _ in range(spec.num_layers) for w in first]
+    step = [copy_of(w, empty) for _ in range(spec.num_layers) for w in first]
     heads = [m for m in spec.matrices if m.role == "lm_head"]
-    return step + [random_weights(m.n, m.k, precision, rng) for m in heads]
+    return step + [copy_of(random_weights(m.n, m.k, precision, rng), empty) for m in heads]
 
 
 def measure(weights, precision: str, batch: int, threads: int, repeats: int) -> float:
@@ -87,6 +97,9 @@ def main() -> int:
     parser.add_argument("--precision", default="int4,int8")
     parser.add_argument("--batch", default="1,4,8,16")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument(
+        "--pages", choices=("huge", "small"), default="huge", help="that weights lie on (default: huge)"
+    )
     parser.add_argument("--profile", default=profile.default_profile_path())
     parser.add_argument("-o", "--output", choices=("table", "md", "csv", "json"), default="table")
     args = parser.parse_args()
@@ -103,7 +116,7 @@ def main() -> int:
     cells = [(p, t, b) for p in precisions for t in cost.threads() for b in batches]
     with Progress(len(cells), "closure", show=True) as bar:
         for precision in precisions:
-            weights = step_of(spec, precision)
+            weights = step_of(spec, precision, args.pages)
             for threads in cost.threads():
                 for batch in batches:
                     took = measure(weights, precision, batch, threads, args.repeats)

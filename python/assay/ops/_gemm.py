@@ -1,6 +1,7 @@
 """What the INT4, the int8 and the wide GEMM share: arguments and memory."""
 
 import mmap
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -27,23 +28,52 @@ def check_group(k: int, group_size: int, sizes: tuple[int, ...] = GROUP_SIZES) -
 
 
 _HUGE_PAGE = 2 << 20
+#: Weights that take less than half of this share it with others: resident is only what they touch.
+_SLAB = 32 << 20
 
 
-def aligned_empty(nbytes: int) -> np.ndarray:
-    """uint8 [nbytes] on a cache line; from 2 MiB on huge pages as far as they fill.
-
-    On small pages a stream of weights waits for address translation: an INT4 matrix of 2.4 MB takes 15 to 25% longer.
-    """
-    if nbytes < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        raw = np.empty(nbytes + 63, np.uint8)
-        skip = -raw.__array_interface__["data"][0] % 64
-        return raw[skip : skip + nbytes]
-    memory = mmap.mmap(-1, nbytes + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def _huge_empty(nbytes: int) -> np.ndarray:
+    """uint8 [nbytes] at the start of a huge page, on huge pages to its end where the system grants them."""
+    whole = -(-nbytes // _HUGE_PAGE) * _HUGE_PAGE
+    memory = mmap.mmap(-1, whole + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     raw = np.frombuffer(memory, np.uint8)
     skip = -raw.__array_interface__["data"][0] % _HUGE_PAGE
     with suppress(OSError):  # a kernel without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE, skip, nbytes // _HUGE_PAGE * _HUGE_PAGE)
+        memory.madvise(mmap.MADV_HUGEPAGE, skip, whole)
     return raw[skip : skip + nbytes]
+
+
+class _Slabs:
+    """Small pieces of memory, one behind the other on huge pages; a slab is freed with the last of its pieces."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._slab = np.empty(0, np.uint8)
+        self._used = 0
+
+    def take(self, nbytes: int) -> np.ndarray:
+        with self._lock:
+            if self._used + nbytes > self._slab.nbytes:
+                self._slab, self._used = _huge_empty(_SLAB), 0
+            at = self._used
+            self._used = -(-(at + nbytes) // 64) * 64
+            return self._slab[at : at + nbytes]
+
+
+_slabs = _Slabs()
+
+
+def aligned_empty(nbytes: int) -> np.ndarray:
+    """uint8 [nbytes] on a cache line, on huge pages where the system grants them.
+
+    On small pages a stream of weights waits for address translation: products of up to 16 rows with matrices of 0.1 to 1.4 MB
+    take 1.2 to 1.6 times as long (``benchmarks/closure.py --pages``). So matrices smaller than a huge page share them.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        raw = np.empty(nbytes + 63, np.uint8)
+        skip = -raw.__array_interface__["data"][0] % 64
+        return raw[skip : skip + nbytes]
+    return _slabs.take(nbytes) if nbytes < _SLAB // 2 else _huge_empty(nbytes)
 
 
 def half_scales(scales: np.ndarray) -> np.ndarray:
