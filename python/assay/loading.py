@@ -85,8 +85,7 @@ def _matrices(w: Any, rows: int) -> Iterator[Any]:
 
 
 def _pack(w: Any, num_threads: int | None) -> Any:
-    from .formats.weights import Int4Weights
-    from .formats.weights import Int8Weights
+    from .formats.weights import Int4Weights, Int8Weights
     from .ops.int4 import pack
     from .ops.int8 import pack_int8
 
