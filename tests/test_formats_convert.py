@@ -19,12 +19,11 @@ import assay
 from assay.cli import main
 from assay.errors import FormatError
 from assay.formats.checkpoint import open_checkpoint
-from assay.formats.container import SafetensorsWriter
 from assay.formats.convert import TARGETS, Options, convert
 from assay.formats.gguf import open_gguf
 from assay.formats.int4 import Int4Weights, to_gptq
 from assay.formats.lossy import _ROUNDERS
-from assay.formats.safetensors import open_safetensors
+from assay.formats.safetensors import SafetensorsWriter, open_safetensors
 from test_formats_wide import blocks
 
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "MXFP4", "NVFP4")

@@ -245,13 +245,13 @@ def test_no_allocation_from_an_unchecked_count(tmp_path):
 
 
 def test_too_many_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr("assay.formats.gguf._MAX_STEPS", 10)
+    monkeypatch.setattr("assay.formats.gguf.cursor.MAX_STEPS", 10)
     item = struct.pack("<IQ", STRING, 6) + text("") * 6
     fails(tmp_path, build([kv("a", ARRAY, item), kv("b", ARRAY, item)]), "at most 10 strings and arrays")
 
 
 def test_too_long_a_string(tmp_path, monkeypatch):
-    monkeypatch.setattr("assay.formats.gguf._MAX_STRING_BYTES", 10)
+    monkeypatch.setattr("assay.formats.gguf.file._MAX_STRING_BYTES", 10)
     fails(tmp_path, build([kv("a", STRING, text("x" * 11))]), "string of at most 10 bytes, got 11")
 
 

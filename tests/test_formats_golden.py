@@ -13,7 +13,6 @@ import pytest
 
 import assay
 from assay.formats.checkpoint import open_checkpoint
-from assay.formats.container import SafetensorsWriter
 from assay.formats.ggml import GGML_WRITABLE, from_ggml, to_ggml
 from assay.formats.int4 import (
     Int4Weights,
@@ -26,6 +25,7 @@ from assay.formats.int4 import (
     to_gptq,
     to_hqq,
 )
+from assay.formats.safetensors import SafetensorsWriter
 from assay.formats.weights import Weights
 from assay.formats.wide import (
     NestedAbsmax,

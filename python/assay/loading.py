@@ -58,7 +58,7 @@ def load(path: str | Path, *, num_threads: int | None = None) -> Iterator[Loaded
     """
     from .errors import FormatError
     from .formats.checkpoint import open_checkpoint
-    from .formats.int4 import Int4Weights
+    from .formats.weights import Int4Weights
 
     with open_checkpoint(path) as checkpoint:
         for t in checkpoint.tensors.values():
@@ -85,8 +85,7 @@ def _matrices(w: Any, rows: int) -> Iterator[Any]:
 
 
 def _pack(w: Any, num_threads: int | None) -> Any:
-    from .formats.int4 import Int4Weights
-    from .formats.weights import Int8Weights
+    from .formats.weights import Int4Weights, Int8Weights
     from .ops.int4 import pack
     from .ops.int8 import pack_int8
 

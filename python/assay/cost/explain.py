@@ -1,7 +1,7 @@
 """Which uncertain inputs move a predicted step most."""
 
+from assay.cost.calls import StepEstimate
 from assay.cost.draws import Influence
-from assay.cost.transformer import StepEstimate
 
 
 def step_influences(step: StepEstimate) -> list[Influence]:

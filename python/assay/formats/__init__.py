@@ -11,7 +11,7 @@ _HOME = {
     "GGUFTensor": ".gguf",
     "model_spec": ".gguf",
     "open_gguf": ".gguf",
-    "Int4Weights": ".int4",
+    "Int4Weights": ".weights",
     "Int8Weights": ".weights",
     "WideWeights": ".weights",
     "conversion_error": ".weights",

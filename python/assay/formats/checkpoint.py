@@ -9,17 +9,18 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from ..errors import FormatError
+from ._checks import parse_json, scales_of, short
+from ._files import Closing, read_small
 from .container import container_matrices, read_matrix
 from .ggml import GGML_READABLE, from_ggml
 from .gguf import MAGIC, GGUFFile
-from .int4 import _scales, from_hqq
-from .safetensors import _DTYPES, SafetensorsFile, SafetensorsTensor, _json, _read_small, _short, read_linear
+from .int4 import from_hqq
+from .safetensors import DTYPES, MAX_HEADER_BYTES, SafetensorsFile, SafetensorsTensor, read_linear
 from .weights import Weights
 from .wide import NestedAbsmax, from_bnb4, from_hqq_float, from_mxfp4, from_nvfp4
 
@@ -38,7 +39,7 @@ RUN_BITS = {
     "IQ4_NL": 5.0, "IQ4_XS": 5.0, "MXFP4": 5.0, "NVFP4": 6.0,
 }  # fmt: skip
 #: Types that are no codes: kept as they are.
-PLAIN = {name for name, (_, dtype) in _DTYPES.items() if dtype is not None}
+PLAIN = {name for name, (_, dtype) in DTYPES.items() if dtype is not None}
 _METHODS = {"gptq": "GPTQ", "awq": "AWQ", "compressed-tensors": "compressed-tensors"}
 _E4M3 = ("F8_E4M3",)
 
@@ -73,7 +74,7 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
-class Checkpoint:
+class Checkpoint(Closing):
     """An open checkpoint; use it as a context manager. Made by `open_checkpoint`.
 
     Attributes
@@ -91,14 +92,6 @@ class Checkpoint:
         self.path, self.kind, self.file, self.config = path, kind, file, dict(config)
         self.tensors: dict[str, StoredTensor] = {}
 
-    def __enter__(self) -> "Checkpoint":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Lets go of the files."""
         self.file.close()
@@ -107,18 +100,18 @@ class Checkpoint:
         """A matrix in the form in which it runs, rows of a stack flattened; FormatError for other tensors."""
         tensor = self.tensors[name]
         if tensor.form is None:
-            raise FormatError(f"{self.path}: {_short(name)}: expected quantised weights, got {tensor.stored}")
+            raise FormatError(f"{self.path}: {short(name)}: expected quantised weights, got {tensor.stored}")
         read: Weights = tensor._read()
         wanted = (math.prod(tensor.shape[:-1]), tensor.shape[-1])
         if read.q.shape != wanted:
-            raise FormatError(f"{self.path}: {_short(name)}: expected weights {wanted}, got {read.q.shape}")
+            raise FormatError(f"{self.path}: {short(name)}: expected weights {wanted}, got {read.q.shape}")
         return read
 
     def array(self, name: str) -> np.ndarray:
         """A tensor that is no codes, read-only; bfloat16 as raw uint16, 8-bit floats as raw uint8."""
         tensor = self.tensors[name]
         if tensor.form is not None:
-            raise FormatError(f"{self.path}: {_short(name)}: expected a plain tensor, got {tensor.stored}")
+            raise FormatError(f"{self.path}: {short(name)}: expected a plain tensor, got {tensor.stored}")
         array: np.ndarray = tensor._read()
         return array
 
@@ -168,7 +161,7 @@ def _open_gguf(path: Path) -> Checkpoint:
 
     def reader(name: str, stored: str, shape: tuple[int, ...]) -> Callable[[], Any]:
         if stored in GGML_READABLE:
-            return lambda: from_ggml(file.raw(name), stored, name=f"{path}: tensor {_short(name)}")
+            return lambda: from_ggml(file.raw(name), stored, name=f"{path}: tensor {short(name)}")
         return lambda: file.raw(name).reshape(-1).view(dtypes[stored]).reshape(shape)
 
     for t in file.tensors.values():
@@ -202,7 +195,7 @@ def _open_safetensors(path: Path, file: SafetensorsFile, config: Mapping[str, An
     plain = {t.name: StoredTensor(t.name, t.shape, t.dtype, t.nbytes, None, scan.plain(t.name)) for t in rest}
     for name in plain:
         if name in scan.found:
-            raise FormatError(f"{file.path}: tensor {_short(name)}: expected once, got a matrix of that name too")
+            raise FormatError(f"{file.path}: tensor {short(name)}: expected once, got a matrix of that name too")
     found.tensors = scan.found | plain
     return found
 
@@ -214,9 +207,9 @@ def _partial_matrix(file: SafetensorsFile, name: str, entry: Mapping[str, Any]) 
 def _config_of(file: SafetensorsFile) -> dict[str, Any]:
     beside = file.path.parent / "config.json"
     if beside.is_file():
-        return _json(_read_small(beside), beside, "config.json")
+        return parse_json(read_small(beside, MAX_HEADER_BYTES), beside, "config.json")
     text = file.metadata.get("quantization_config")
-    return {"quantization_config": _json(text.encode(), file.path, "quantization_config")} if text else {}
+    return {"quantization_config": parse_json(text.encode(), file.path, "quantization_config")} if text else {}
 
 
 class _Scan:
@@ -243,7 +236,7 @@ class _Scan:
         if tensor is None or tensor.dtype not in dtypes:
             got = "no such tensor" if tensor is None else tensor.dtype
             raise FormatError(
-                f"{self.file.path}: tensor {_short(name)}: expected {' or '.join(dtypes)} ({what}), got {got}"
+                f"{self.file.path}: tensor {short(name)}: expected {' or '.join(dtypes)} ({what}), got {got}"
             )
         return tensor
 
@@ -259,7 +252,7 @@ class _Scan:
             stray = next((n for n in self.file.tensors if n.endswith((".qweight", ".qzeros"))), None)
             if stray:
                 raise FormatError(
-                    f"{self.file.path}: tensor {_short(stray)}: expected a config.json beside it whose quantization_config"
+                    f"{self.file.path}: tensor {short(stray)}: expected a config.json beside it whose quantization_config"
                     f" says how to read it (quant_method gptq or awq), got {json.dumps(method)}"
                 )
             return None
@@ -280,19 +273,19 @@ class _Scan:
             dims = self.file.array(f"{module}.weight_shape").reshape(-1)
             if dims.size != 2:
                 raise FormatError(
-                    f"{self.file.path}: {_short(module)}.weight_shape: expected [2], got {dims.size} numbers"
+                    f"{self.file.path}: {short(module)}.weight_shape: expected [2], got {dims.size} numbers"
                 )
             shape = (int(dims[0]), int(dims[1]))
             if min(shape) < 1:
                 raise FormatError(
-                    f"{self.file.path}: {_short(module)}.weight_shape: expected N, K >= 1, got {list(shape)}"
+                    f"{self.file.path}: {short(module)}.weight_shape: expected N, K >= 1, got {list(shape)}"
                 )
         else:
             suffixes = ["qweight", "qzeros", "scales", "g_idx", "bias_scale"]
             t = self.file.tensors[f"{module}.qweight"]
             if len(t.shape) != 2:
                 raise FormatError(
-                    f"{self.file.path}: tensor {_short(t.name)}: expected 2 dimensions, got {list(t.shape)}"
+                    f"{self.file.path}: tensor {short(t.name)}: expected 2 dimensions, got {list(t.shape)}"
                 )
             shape = (t.shape[1], 8 * t.shape[0]) if method == "gptq" else (8 * t.shape[1], t.shape[0])
         parts = [f"{module}.{s}" for s in suffixes]
@@ -344,7 +337,7 @@ class _Scan:
     def _matrix(self, name: str, dtypes: tuple[str, ...]) -> tuple[int, int]:
         t = self.need(name, dtypes, "a matrix")
         if len(t.shape) != 2:
-            raise FormatError(f"{self.file.path}: tensor {_short(name)}: expected 2 dimensions, got {list(t.shape)}")
+            raise FormatError(f"{self.file.path}: tensor {short(name)}: expected 2 dimensions, got {list(t.shape)}")
         return t.shape[0], t.shape[1]
 
     def _nvfp4(self, module: str) -> None:
@@ -365,7 +358,7 @@ class _Scan:
 
     def _bnb4(self, weight: str, state_name: str) -> None:
         where = f"{self.file.path}: {weight}.quant_state"
-        state = _json(self.file.raw(state_name).tobytes(), self.file.path, f"{weight}.quant_state")
+        state = parse_json(self.file.raw(state_name).tobytes(), self.file.path, f"{weight}.quant_state")
         kind, shape, blocksize = state.get("quant_type"), state.get("shape"), state.get("blocksize")
         if kind not in ("nf4", "fp4"):
             raise FormatError(f"{where}: quant_type: expected nf4 or fp4, got {str(kind)[:40]!r}")
@@ -408,14 +401,14 @@ class _Scan:
                    and names[p] in self.file.tensors}  # fmt: skip
         if numbers["shape"].size != 2 or any(v.size != 1 for p, v in numbers.items() if p != "shape"):
             raise FormatError(
-                f"{self.file.path}: {_short(module)}: expected shape [2] and single numbers beside it (HQQ)"
+                f"{self.file.path}: {short(module)}: expected shape [2] and single numbers beside it (HQQ)"
             )
         single = {p: int(v[0]) for p, v in numbers.items() if p != "shape"}
         if single.get("nbits", 4) != 4:
-            raise FormatError(f"{self.file.path}: {_short(module)}.nbits: expected 4, got {single['nbits']}")
+            raise FormatError(f"{self.file.path}: {short(module)}.nbits: expected 4, got {single['nbits']}")
         shape = (int(numbers["shape"][0]), int(numbers["shape"][1]))
         if min(shape) < 1:
-            raise FormatError(f"{self.file.path}: {_short(module)}.shape: expected N, K >= 1, got {list(shape)}")
+            raise FormatError(f"{self.file.path}: {short(module)}.shape: expected N, K >= 1, got {list(shape)}")
         scale = self.need(names["scale"], ("F16", "F32", "BF16"), "HQQ")
         zero = self.need(names["zero"], ("F16", "F32", "BF16"), "HQQ")
 
@@ -433,4 +426,4 @@ class _Scan:
 def _widened(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
     if dtype != "BF16":
         return array
-    return _scales(array, where, (array.shape[0], 1) if array.ndim == 2 else (-1, 1), "bfloat16", "")
+    return scales_of(array, where, (array.shape[0], 1) if array.ndim == 2 else (-1, 1), "bfloat16", "")

@@ -1,4 +1,4 @@
-"""Writing safetensors as a stream, and the layout in which assay keeps weights ready to be packed.
+"""The layout in which assay keeps weights ready to be packed.
 
 An assay container is a safetensors file (or shards with an index). A matrix NAME, or a stack of them, is stored as what
 `assay.pack`, `assay.pack_int8` and `assay.pack_wide` take:
@@ -17,23 +17,19 @@ NAME.perm          I32 [K]: column j of qweight is input feature perm[j]
 as they were.
 """
 
-import json
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from ..errors import FormatError
-from .int4 import Int4Weights, _pack, _unpack
-from .safetensors import _DTYPES, SafetensorsFile, _json, _short
-from .weights import Int8Weights, Weights, WideWeights
+from ._checks import parse_json, short
+from .nibbles import pack, unpack
+from .safetensors import SafetensorsFile
+from .weights import Int4Weights, Int8Weights, Weights, WideWeights
 
 __all__ = [
     "LAYOUT",
-    "SafetensorsWriter",
     "container_matrices",
     "form_of",
     "matrix_entry",
@@ -42,86 +38,7 @@ __all__ = [
 ]
 
 LAYOUT = "1"
-_CHUNK_BYTES = 1 << 24
 _FORMS = ("int4", "int8", "wide4", "wide8")
-_NAMES = {np.dtype(d).name: n for n, (_, d) in _DTYPES.items() if d is not None and not n.startswith("F8")}
-_NAMES |= {"uint8": "U8", "uint16": "U16"}
-
-
-class SafetensorsWriter:
-    """A safetensors file written tensor by tensor, in constant memory, that appears under its name when it is whole.
-
-    Data goes to ``PATH.part`` behind room left for the header, which is written last; an exception in the ``with`` block
-    removes the file.
-
-    Parameters
-    ----------
-    path : Path
-    header_bytes : int
-        Room for the header. What is not used is filled with spaces, as the format allows.
-    """
-
-    def __init__(self, path: Path, header_bytes: int) -> None:
-        self.path = path
-        self._part = path.with_name(path.name + ".part")
-        self._room = -(-header_bytes // 8) * 8
-        self._header: dict[str, Any] = {}
-        self._at = 0
-        self._whole = False
-        self._file = self._part.open("wb")
-        self._file.seek(8 + self._room)
-
-    def __enter__(self) -> "SafetensorsWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._whole:  # interrupted, or the file cannot be written
-            try:
-                self._file.close()
-            except OSError:  # what is still buffered cannot be written either
-                pass
-            self._part.unlink(missing_ok=True)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of data so far."""
-        return self._at
-
-    @property
-    def names(self) -> list[str]:
-        """Tensors so far."""
-        return list(self._header)
-
-    def add(self, name: str, array: np.ndarray, dtype: str | None = None) -> None:
-        """Appends a tensor; `dtype` is its safetensors name where the array's own does not tell ("BF16", "F8_E4M3")."""
-        if name in self._header:
-            raise FormatError(f"{self.path}: tensor {_short(name)}: expected once, got twice")
-        dtype = dtype or _NAMES[array.dtype.name]
-        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        for at in range(0, flat.size, _CHUNK_BYTES):
-            self._file.write(flat[at : at + _CHUNK_BYTES].data)
-        end = self._at + flat.size
-        self._header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [self._at, end]}
-        self._at = end
-
-    def finish(self, metadata: Mapping[str, str]) -> None:
-        """Writes the header and gives the file its name."""
-        header: dict[str, Any] = {"__metadata__": dict(metadata)} | self._header
-        text = json.dumps(header, separators=(",", ":")).encode()
-        if len(text) > self._room:
-            raise FormatError(f"{self.path}: header: expected at most {self._room} bytes, got {len(text)}")
-        self._file.seek(0)
-        self._file.write(self._room.to_bytes(8, "little") + text.ljust(self._room))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._part.replace(self.path)
-        self._whole = True
-
-
-# ---- the layout ------------------------------------------------------------------------------------------------------
 
 
 def form_of(w: Weights) -> str:
@@ -142,7 +59,7 @@ def matrix_parts(name: str, w: Weights, shape: tuple[int, ...]) -> dict[str, np.
     grid = (*lead, w.k // w.group_size)
     four = isinstance(w, Int4Weights) or (isinstance(w, WideWeights) and w.bits == 4)
     parts = {
-        f"{name}.qweight": (_pack(w.q) if four else w.q).reshape(*lead, -1),
+        f"{name}.qweight": (pack(w.q) if four else w.q).reshape(*lead, -1),
         f"{name}.scales": w.scales.reshape(grid),
     }
     for part in ("zeros", "minimum"):
@@ -166,8 +83,8 @@ def container_matrices(file: SafetensorsFile) -> dict[str, dict[str, Any]] | Non
         path = file.path.parent / shard
         if meta.get("assay_layout") != LAYOUT:
             raise FormatError(f"{path}: assay_layout: expected {LAYOUT}, got {meta.get('assay_layout')!r}")
-        for name, entry in _json(meta.get("matrices", "").encode(), path, "matrices").items():
-            where = f"{path}: matrix {_short(name)}"
+        for name, entry in parse_json(meta.get("matrices", "").encode(), path, "matrices").items():
+            where = f"{path}: matrix {short(name)}"
             if name in found:
                 raise FormatError(f"{where}: expected once, got twice")
             _check_entry(entry, where)
@@ -218,7 +135,7 @@ def read_matrix(file: SafetensorsFile, name: str, entry: Mapping[str, Any]) -> W
     if scales is None:
         raise FormatError(f"{where}.scales: expected {list(grid)}, got no such tensor")
     raw = file.array(f"{name}.qweight").reshape(n, -1)
-    q = np.array(raw) if form in ("int8", "wide8") else _unpack(raw)[:, :k]
+    q = np.array(raw) if form in ("int8", "wide8") else unpack(raw)[:, :k]
     if form in ("int4", "wide4") and k % 2:
         q = np.ascontiguousarray(q)
     makers: dict[bool, Callable[[], Weights]] = {

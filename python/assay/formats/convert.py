@@ -7,7 +7,6 @@ shards, each of which appears whole and the index last: run again, a conversion 
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -17,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
+from ._checks import parse_json, short
+from ._files import PartFile
 from .checkpoint import PLAIN, Checkpoint, StoredTensor, open_checkpoint
-from .container import LAYOUT, SafetensorsWriter, matrix_entry
+from .container import LAYOUT, matrix_entry
 from .ggml import to_ggml
-from .gguf import GGUFFile
-from .gguf_writer import GGUFWriter, tensor_bytes
+from .gguf import GGUFFile, GGUFWriter, tensor_bytes
 from .lossy import round_to
-from .safetensors import SafetensorsFile, _json, _short
+from .safetensors import SafetensorsFile, SafetensorsWriter
 from .targets import GGUF_TARGETS, SAFETENSORS_TARGETS, Parts, label
 from .weights import ConversionError, Weights, conversion_error
 
@@ -125,8 +125,9 @@ def convert(
     output = Path(output)
     if options.to not in TARGETS:
         raise ValueError(f"to: expected one of {', '.join(TARGETS)}, got {options.to!r}")
-    if options.group_size < 1 or options.shard_bytes < 1:
-        raise ValueError("group_size, shard_bytes: expected positive numbers")
+    for name in ("group_size", "shard_bytes"):
+        if (value := getattr(options, name)) < 1:
+            raise ValueError(f"{name}: expected a positive number, got {value}")
     with open_checkpoint(source) as checkpoint:
         _check_readable(checkpoint)
         tally, report = _Tally(), progress or (lambda nbytes, name: None)
@@ -145,7 +146,7 @@ def _check_readable(checkpoint: Checkpoint) -> None:
     """All tensors can be read: before anything is written."""
     for t in checkpoint.tensors.values():
         if t.form is None and t.stored not in PLAIN:
-            raise FormatError(f"{checkpoint.path}: tensor {_short(t.name)}: {t.stored} cannot be read, only inspected")
+            raise FormatError(f"{checkpoint.path}: tensor {short(t.name)}: {t.stored} cannot be read, only inspected")
 
 
 def _same_file(checkpoint: Checkpoint, output: Path) -> None:
@@ -176,7 +177,7 @@ def _adapted(
     checkpoint: Checkpoint, t: StoredTensor, options: Options, write: Callable[[Weights], Any]
 ) -> tuple[Weights, Any, ConversionError]:
     """The matrix's weights as the target takes them, what `write` made of them, and what that lost."""
-    where = f"{checkpoint.path}: tensor {_short(t.name)}"
+    where = f"{checkpoint.path}: tensor {short(t.name)}"
     try:
         if t.form is None:
             before = _floats(checkpoint, t)
@@ -239,7 +240,7 @@ def _write_tensor(
     else:
 
         def write(w: Weights) -> Parts:
-            settings.check(w, f"{checkpoint.path}: tensor {_short(t.name)}")
+            settings.check(w, f"{checkpoint.path}: tensor {short(t.name)}")
             return settings.target.parts(t.name, w, t.shape)
 
         w, parts, error = _adapted(checkpoint, t, options, write)
@@ -350,7 +351,7 @@ def _resume(output: Path, key: str, tally: _Tally, weight_map: dict[str, str], s
         with SafetensorsFile(path) as shard:
             if shard.metadata.get("conversion") != key:
                 raise FormatError(f"{output}: expected an empty folder or this very conversion begun, got {path.name}")
-            state = _json(shard.metadata["state"].encode(), path, "state")
+            state = parse_json(shard.metadata["state"].encode(), path, "state")
             weight_map |= dict.fromkeys(shard.tensors, path.name)
         done |= set(state["names"])
         for row in state["rows"]:
@@ -376,7 +377,7 @@ def _write_shard(
             _write_tensor(checkpoint, t, options, settings, writer, shard)
             progress(float(t.nbytes), t.name)
         if twice := weight_map.keys() & set(writer.names):
-            raise FormatError(f"{path}: tensor {_short(min(twice))}: expected once, got it in another shard too")
+            raise FormatError(f"{path}: tensor {short(min(twice))}: expected once, got it in another shard too")
         rows = [asdict(row) for row in shard.tally.rows.values()]
         state = json.dumps({"names": shard.names, "rows": rows, "settings": settings.seen})
         more = {"conversion": key, "state": state}
@@ -396,12 +397,9 @@ def _config(checkpoint: Checkpoint, settings: _Settings) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as handle:
-        json.dump(value, handle, indent=2)
-        handle.flush()
-        os.fsync(handle.fileno())
-    part.replace(path)
+    with PartFile(path) as file:
+        file.write(json.dumps(value, indent=2).encode())
+        file.commit()
 
 
 # ---- GGUF ------------------------------------------------------------------------------------------------------------
@@ -427,7 +425,7 @@ def _to_gguf(
     plan = list(planned())
     infos = [(t.name, file.tensors[t.name].shape, kind) for t, kind in plan]
     for name, shape, kind in infos:
-        tensor_bytes(shape, kind, f"{checkpoint.path}: tensor {_short(name)}")
+        tensor_bytes(shape, kind, f"{checkpoint.path}: tensor {short(name)}")
     with GGUFWriter(output, file, infos) as writer:
         for t, kind in plan:
             if kind == t.stored:  # the bytes as they are, whatever is in them

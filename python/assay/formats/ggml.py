@@ -24,11 +24,11 @@ The way back finds a d, and integers beside it, with the same products; those th
 """
 
 from collections.abc import Callable
-from typing import NoReturn
 
 import numpy as np
 
 from ..errors import FormatError
+from ._checks import bad
 from .dequant import (
     IQ4_VALUES,
     MXFP4_VALUES,
@@ -44,16 +44,13 @@ from .dequant import (
     q3_k_scales,
     ue4m3_half,
 )
-from .int4 import Int4Weights, _blocks, from_q4_0, to_q4_0
-from .weights import Int8Weights, Weights, WideWeights, _split, as_int4, as_int8, as_wide
+from .int4 import Int4Weights, from_q4_0, to_q4_0
+from .int4.q4 import blocks_of
+from .weights import Int8Weights, Weights, WideWeights, as_int4, as_int8, as_wide, split
 
 __all__ = ["GGML_READABLE", "GGML_WRITABLE", "from_ggml", "to_ggml"]
 
 _U8 = np.uint8
-
-
-def _bad(where: str, wanted: str, got: str) -> NoReturn:
-    raise FormatError(f"{where}: expected {wanted}, got {got}")
 
 
 def _half_at(b: np.ndarray, at: int) -> np.ndarray:
@@ -126,13 +123,13 @@ def _iq4_xs(b: np.ndarray) -> _Parts:
 
 def _mxfp4(b: np.ndarray) -> _Parts:
     if (b[:, 0] == 255).any():
-        _bad("scale", "E8M0 exponents 0..254 (255 is NaN)", f"255 in block {int((b[:, 0] == 255).argmax())}")
+        bad("scale", "E8M0 exponents 0..254 (255 is NaN)", f"255 in block {int((b[:, 0] == 255).argmax())}")
     return _halves(b[:, None, 1:]), e8m0_half(b[:, :1]), None, MXFP4_VALUES
 
 
 def _nvfp4(b: np.ndarray) -> _Parts:
     if (b[:, :4] & _U8(127) == 127).any():
-        _bad("scale", "finite E4M3 scales", "NaN (0x7f)")
+        bad("scale", "finite E4M3 scales", "NaN (0x7f)")
     return _halves(b[:, 4:].reshape(-1, 4, 8)), ue4m3_half(b[:, :4]), None, MXFP4_VALUES
 
 
@@ -176,9 +173,9 @@ def from_ggml(rows: np.ndarray, type_name: str, *, name: str = "") -> Weights:
     if type_name == "Q4_0":
         return from_q4_0(rows, name=name)
     if type_name not in _READ:
-        _bad(name or "rows", f"a type of {', '.join(GGML_READABLE)}", type_name)
+        bad(name or "rows", f"a type of {', '.join(GGML_READABLE)}", type_name)
     block_bytes, group_size, read = _READ[type_name]
-    blocks = _blocks(rows, block_bytes, name, type_name)
+    blocks = blocks_of(rows, block_bytes, name, type_name)
     n = len(blocks)
     try:
         with np.errstate(invalid="ignore"):
@@ -189,7 +186,7 @@ def from_ggml(rows: np.ndarray, type_name: str, *, name: str = "") -> Weights:
     for what, array in (("scale", scales), ("minimum", minimum)):
         if array is not None and not np.isfinite(array).all():
             row, group = np.argwhere(~np.isfinite(array.reshape(n, -1)))[0]
-            _bad(name or "rows", f"a finite {what}", f"{array.reshape(n, -1)[row, group]} in row {row}, group {group}")
+            bad(name or "rows", f"a finite {what}", f"{array.reshape(n, -1)[row, group]} in row {row}, group {group}")
     if scales.dtype == np.float16:
         return Int8Weights(q, scales, group_size)
     return WideWeights(q, scales, None if minimum is None else minimum.reshape(n, -1), group_size, codebook)
@@ -200,8 +197,8 @@ def from_ggml(rows: np.ndarray, type_name: str, *, name: str = "") -> Weights:
 
 def _group(w: Weights, size: int) -> Weights:
     if w.group_size % size:
-        _bad("group_size", f"a multiple of {size}", str(w.group_size))
-    return w if w.group_size == size else _split(w, size)
+        bad("group_size", f"a multiple of {size}", str(w.group_size))
+    return w if w.group_size == size else split(w, size)
 
 
 def _exact_half(values: np.ndarray, what: str) -> np.ndarray:
@@ -210,13 +207,13 @@ def _exact_half(values: np.ndarray, what: str) -> np.ndarray:
         half = values.astype("<f2")
     lost = half.astype(np.float32) != values
     if lost.any():
-        _bad(what, "values that float16 holds exactly", f"{values[lost][0]}, and so on in {lost.sum()} of {lost.size}")
+        bad(what, "values that float16 holds exactly", f"{values[lost][0]}, and so on in {lost.sum()} of {lost.size}")
     return half[..., None].view(_U8)
 
 
 def _codes(q: np.ndarray, low: int, high: int) -> np.ndarray:
     if q.min() < low or q.max() > high:
-        _bad("q", f"codes of {low}..{high}", f"{q.min()}..{q.max()}")
+        bad("q", f"codes of {low}..{high}", f"{q.min()}..{q.max()}")
     return q
 
 
@@ -246,7 +243,7 @@ def _factor(values: np.ndarray, high: int, low: int, what: str) -> tuple[np.ndar
         if not left.size:
             break
     if left.size:
-        _bad(what, f"a float16 times integers of {low}..{high} in every block", f"others in {left.size} of {len(d)}")
+        bad(what, f"a float16 times integers of {low}..{high} in every block", f"others in {left.size} of {len(d)}")
     step = np.where(d == 0, 1, d.astype(np.float64))
     return d.astype("<f2")[:, None].view(_U8), np.rint(wide / step[:, None]).astype(np.int16)
 
@@ -255,7 +252,7 @@ def _write_q4_1(w: Weights) -> np.ndarray:
     wide = _group(as_wide(w, 4), 32)
     assert isinstance(wide, WideWeights)
     if wide.codebook is not None:
-        _bad("codebook", "None (Q4_1 has none)", "a codebook")
+        bad("codebook", "None (Q4_1 has none)", "a codebook")
     minimum = np.zeros_like(wide.scales) if wide.minimum is None else wide.minimum
     q = wide.q.reshape(wide.n, -1, 32)
     return np.concatenate(
@@ -321,7 +318,7 @@ def _write_q4_k(w: Weights) -> np.ndarray:
     wide = _group(as_wide(w, 4), 32)
     assert isinstance(wide, WideWeights)
     if wide.codebook is not None:
-        _bad("codebook", "None (Q4_K has none)", "a codebook")
+        bad("codebook", "None (Q4_K has none)", "a codebook")
     _whole(wide.k, 256)
     return np.concatenate([_k_header(wide), _payload(wide.q.reshape(-1, 256), 64)], axis=1)
 
@@ -347,14 +344,14 @@ def _write_q6_k(w: Weights) -> np.ndarray:
 
 def _whole(k: int, size: int) -> None:
     if k % size:
-        _bad("K", f"a multiple of {size}", str(k))
+        bad("K", f"a multiple of {size}", str(k))
 
 
 def _coded(w: Weights, values: np.ndarray, size: int, type_name: str) -> tuple[np.ndarray, np.ndarray]:
     """Codes [N, G, size] into the table `values` and scales [N, G]; 0 at both of a table's zeros is the same weight."""
     wide = _group(w, size)
     if not isinstance(wide, WideWeights) or wide.codebook is None or not np.array_equal(wide.codebook, values):
-        _bad("codebook", f"the values of {type_name}", "others" if isinstance(wide, WideWeights) else "none")
+        bad("codebook", f"the values of {type_name}", "others" if isinstance(wide, WideWeights) else "none")
     return wide.q.reshape(wide.n, -1, size), wide.scales
 
 
@@ -369,7 +366,7 @@ def _write_mxfp4(w: Weights) -> np.ndarray:
     powers = e8m0_half(exponents)
     e = np.searchsorted(powers, scales).clip(0, 254).astype(_U8)
     if (powers[e] != scales).any():
-        _bad("scales", "powers of two, 2^-128..2^126", f"{scales[powers[e] != scales][0]}")
+        bad("scales", "powers of two, 2^-128..2^126", f"{scales[powers[e] != scales][0]}")
     return np.concatenate([e[..., None], _payload(q, 32)], axis=-1)
 
 
@@ -379,7 +376,7 @@ def _write_nvfp4(w: Weights) -> np.ndarray:
     values = ue4m3_half(np.arange(127, dtype=_U8))
     e = np.searchsorted(values, scales).clip(0, 126).astype(_U8)
     if (values[e] != scales).any():
-        _bad("scales", "halves of unsigned E4M3 numbers", f"{scales[values[e] != scales][0]}")
+        bad("scales", "halves of unsigned E4M3 numbers", f"{scales[values[e] != scales][0]}")
     return np.concatenate([e.reshape(-1, 4), _payload(q, 16).reshape(-1, 32)], axis=1)
 
 
@@ -407,9 +404,9 @@ def to_ggml(w: Weights, type_name: str) -> np.ndarray:
     Any form that fits is taken: Q4_0 can be written as Q5_0, Q5_1 and Q8_0, for instance.
     """
     if type_name not in _WRITE:
-        _bad("type", f"one of {', '.join(GGML_WRITABLE)}", type_name)
+        bad("type", f"one of {', '.join(GGML_WRITABLE)}", type_name)
     if isinstance(w, Int4Weights) and w.perm is not None:
-        _bad("perm", f"None ({type_name} has no order of its own for input features)", "act-order weights")
+        bad("perm", f"None ({type_name} has no order of its own for input features)", "act-order weights")
     try:
         return _WRITE[type_name](w).reshape(w.n, -1)
     except FormatError as exc:

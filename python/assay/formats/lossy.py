@@ -12,8 +12,7 @@ import numpy as np
 from .. import reference
 from ..errors import FormatError
 from .dequant import IQ4_VALUES, MXFP4_VALUES, e8m0_half, ue4m3_half
-from .int4 import Int4Weights
-from .weights import Int8Weights, Weights, WideWeights
+from .weights import Int4Weights, Int8Weights, Weights, WideWeights
 from .wide import NF4_VALUES
 
 __all__ = ["round_to"]

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..errors import FormatError
 from .container import form_of, matrix_parts
-from .int4 import Int4Weights, to_awq, to_compressed_tensors, to_gptq
-from .weights import Weights, as_int4, as_wide
+from .int4 import to_awq, to_compressed_tensors, to_gptq
+from .weights import Int4Weights, Weights, as_int4, as_wide
 from .wide import to_bnb4, to_hqq_float, to_mxfp4, to_nvfp4
 
 __all__ = ["GGUF_TARGETS", "SAFETENSORS_TARGETS", "Parts", "Target"]

@@ -1,4 +1,4 @@
-"""The forms in which weights run, beside `Int4Weights`: int8 with a scale a group, and the wider form.
+"""The forms in which weights run: INT4, int8 with a scale a group, and the wider form.
 
 Every quantised format is read into one of three, without changing a weight:
 
@@ -18,10 +18,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ..errors import FormatError
-from .int4 import Int4Weights, _expect, _pack
+from ._checks import expect
+from .nibbles import pack
 
 __all__ = [
     "ConversionError",
+    "Int4Weights",
     "Int8Weights",
     "Weights",
     "WideWeights",
@@ -31,6 +33,8 @@ __all__ = [
     "conversion_error",
     "regroup",
     "run_bits_per_weight",
+    "split",
+    "zeros_or_none",
 ]
 
 _WIDE_GROUPS = (128, 64, 32, 16)  # what the kernels take, beside K
@@ -52,8 +56,100 @@ def _finite(array: np.ndarray, where: str) -> None:
         raise ValueError(f"{where}: expected finite values, got a NaN or infinity")
 
 
+class _Codes:
+    """A matrix by its codes."""
+
+    q: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """Output features."""
+        return self.q.shape[0]
+
+    @property
+    def k(self) -> int:
+        """Input features."""
+        return self.q.shape[1]
+
+
 @dataclass(frozen=True, eq=False)
-class Int8Weights:
+class Int4Weights(_Codes):
+    """INT4 weights, unpacked: ``w[n, k] = scales[n, g] (q[n, k] - zeros[n, g])`` with ``g = k // group_size``.
+
+    Attributes
+    ----------
+    q : uint8 [N, K]
+        Codes 0..15. With `perm`, columns are in the order of their groups.
+    scales : float16 or float32 [N, G]
+        Finite.
+    zeros : uint8 [N, G] or None
+        Zero points 0..15; None means 8 everywhere. The ``from_*`` converters never give an array of all 8.
+    group_size : int
+        Weights along K that share a scale; divides K.
+    perm : int32 [K] or None
+        Column j of `q` is input feature ``perm[j]`` (GPTQ's act-order): multiply ``a[:, perm]``, not ``a``.
+
+    Raises
+    ------
+    ValueError
+        Naming the field, what was wanted and what came.
+    """
+
+    q: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray | None
+    group_size: int
+    perm: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        expect(self.q, "q", ("uint8",), (None, None), ValueError)
+        grid = _check_grid(self.q, self.group_size)
+        expect(self.scales, "scales", ("float16", "float32"), grid, ValueError)
+        _finite(self.scales, "scales")
+        if self.q.max() > 15:
+            raise ValueError(f"q: expected 0..15, got {self.q.max()}")
+        if self.zeros is not None:
+            expect(self.zeros, "zeros", ("uint8",), grid, ValueError)
+            if self.zeros.max() > 15:
+                raise ValueError(f"zeros: expected 0..15, got {self.zeros.max()}")
+        if self.perm is not None:
+            expect(self.perm, "perm", ("int32",), (self.k,), ValueError)
+            if not np.array_equal(np.sort(self.perm), np.arange(self.k)):
+                raise ValueError(f"perm: expected every number of 0..{self.k - 1} once")
+
+    def pack_args(self) -> dict[str, Any]:
+        """Arguments of `assay.pack`: ``assay.pack(**w.pack_args())``.
+
+        qweight uint8 [N, ceil(K/2)] (low nibble = even k), scales, zeros, k and group_size. `assay.pack` keeps scales
+        as float16, so float32 scales that float16 cannot hold are rounded there, and there only.
+        """
+        return {
+            "qweight": pack(self.q),
+            "scales": self.scales,
+            "zeros": None if self.zeros is None else np.ascontiguousarray(self.zeros),
+            "k": self.k,
+            "group_size": self.group_size,
+        }
+
+    def zero_points(self) -> np.ndarray:
+        """uint8 [N, G], of the symmetric form too."""
+        return np.full(self.scales.shape, 8, np.uint8) if self.zeros is None else self.zeros
+
+    def dequantize(self) -> np.ndarray:
+        """float32 [N, K], columns in the layer's own order (`perm` undone)."""
+        groups = self.q.reshape(self.n, -1, self.group_size).astype(np.float32)
+        groups -= np.float32(8) if self.zeros is None else self.zeros[..., None].astype(np.float32)
+        groups *= self.scales[..., None].astype(np.float32)
+        w = groups.reshape(self.n, self.k)
+        if self.perm is None:
+            return w
+        out = np.empty_like(w)
+        out[:, self.perm] = w
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Weights(_Codes):
     """int8 weights: ``w[n, k] = scales[n, k // group_size] q[n, k]``.
 
     Attributes
@@ -75,19 +171,9 @@ class Int8Weights:
     group_size: int
 
     def __post_init__(self) -> None:
-        _expect(self.q, "q", ("int8",), (None, None), ValueError)
-        _expect(self.scales, "scales", ("float16", "float32"), _check_grid(self.q, self.group_size), ValueError)
+        expect(self.q, "q", ("int8",), (None, None), ValueError)
+        expect(self.scales, "scales", ("float16", "float32"), _check_grid(self.q, self.group_size), ValueError)
         _finite(self.scales, "scales")
-
-    @property
-    def n(self) -> int:
-        """Output features."""
-        return self.q.shape[0]
-
-    @property
-    def k(self) -> int:
-        """Input features."""
-        return self.q.shape[1]
 
     def pack_args(self) -> dict[str, Any]:
         """Arguments of `assay.pack_int8`, which rounds float32 scales that float16 cannot hold."""
@@ -102,7 +188,7 @@ class Int8Weights:
 
 
 @dataclass(frozen=True, eq=False)
-class WideWeights:
+class WideWeights(_Codes):
     """Weights of the wider form: ``w[n, k] = scales[n, g] v[n, k] + minimum[n, g]``, ``g = k // group_size``.
 
     Attributes
@@ -131,29 +217,19 @@ class WideWeights:
     codebook: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        _expect(self.q, "q", ("int8", "uint8"), (None, None), ValueError)
+        expect(self.q, "q", ("int8", "uint8"), (None, None), ValueError)
         grid = _check_grid(self.q, self.group_size)
         if self.bits == 4 and self.q.max() > 15:
             raise ValueError(f"q: expected 0..15, got {self.q.max()}")
         for name, array in (("scales", self.scales), ("minimum", self.minimum)):
             if array is not None:
-                _expect(array, name, ("float32",), grid, ValueError)
+                expect(array, name, ("float32",), grid, ValueError)
                 _finite(array, name)
         if self.codebook is not None:
             if self.bits == 8:
                 raise ValueError("codebook: expected None with int8 codes, got an array")
-            _expect(self.codebook, "codebook", ("float32",), (16,), ValueError)
+            expect(self.codebook, "codebook", ("float32",), (16,), ValueError)
             _finite(self.codebook, "codebook")
-
-    @property
-    def n(self) -> int:
-        """Output features."""
-        return self.q.shape[0]
-
-    @property
-    def k(self) -> int:
-        """Input features."""
-        return self.q.shape[1]
 
     @property
     def bits(self) -> int:
@@ -164,7 +240,7 @@ class WideWeights:
         """Arguments of `assay.pack_wide`; a codebook that is not of integers runs with 16-bit activations only."""
         w = regroup(self, _WIDE_GROUPS)
         return {
-            "qweight": w.q if w.bits == 8 else _pack(w.q),
+            "qweight": w.q if w.bits == 8 else pack(w.q),
             "scales": w.scales,
             "minimum": w.minimum,
             "codebook": w.codebook,
@@ -197,10 +273,11 @@ def regroup(w: W, sizes: tuple[int, ...]) -> W:
     if w.group_size in sizes or w.group_size == w.k:
         return w
     size = next((s for s in sizes if w.group_size % s == 0), None)
-    return w if size is None else _split(w, size)
+    return w if size is None else split(w, size)
 
 
-def _split(w: W, size: int) -> W:
+def split(w: W, size: int) -> W:
+    """The same weights in groups of `size`, a divisor of theirs, scales repeated."""
     times = w.group_size // size
     grids = {name: getattr(w, name, None) for name in ("scales", "zeros", "minimum")}
     repeated: dict[str, Any] = {
@@ -284,7 +361,7 @@ def as_int4(w: Weights) -> Int4Weights:
                 f" {wrong.sum()} of {wrong.size} groups"
             )
         zeros = np.broadcast_to(zeros, step.shape)
-        return Int4Weights(w.q, w.scales, _zeros(zeros.astype(np.uint8)), w.group_size)
+        return Int4Weights(w.q, w.scales, zeros_or_none(zeros.astype(np.uint8)), w.group_size)
     codes = as_int8(w)
     groups = codes.q.reshape(codes.n, -1, codes.group_size).astype(np.int16)
     zeros = np.where(groups.min(-1) >= -8, np.maximum(8 - np.maximum(groups.max(-1) - 7, 0), 0), -groups.min(-1))
@@ -294,10 +371,11 @@ def as_int4(w: Weights) -> Int4Weights:
             f"q: expected groups that span at most 16 codes around 0 (INT4), got {groups.min()}..{groups.max()}"
         )
     q = np.ascontiguousarray(shifted.reshape(codes.q.shape).astype(np.uint8))
-    return Int4Weights(q, codes.scales, _zeros(zeros.astype(np.uint8)), codes.group_size)
+    return Int4Weights(q, codes.scales, zeros_or_none(zeros.astype(np.uint8)), codes.group_size)
 
 
-def _zeros(zeros: np.ndarray) -> np.ndarray | None:
+def zeros_or_none(zeros: np.ndarray) -> np.ndarray | None:
+    """None for the symmetric case: the kernels have a faster form for it."""
     return None if (zeros == 8).all() else np.ascontiguousarray(zeros)
 
 

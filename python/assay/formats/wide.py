@@ -8,7 +8,7 @@ NVFP4                   weight_packed u8 [N, K/2], even element low; weight_scal
 bitsandbytes NF4, FP4   weight u8 [numel/2, 1], even element in the high nibble; absmax, one for every blocksize
                         elements of the flattened matrix, float32 or 8-bit codes with an absmax of their own
                         https://github.com/bitsandbytes-foundation/bitsandbytes, functional.QuantState
-HQQ (4bit_u8)           as in `assay.formats.int4`; (q - zero) scale with a float zero point
+HQQ (4bit_u8)           as in `assay.formats.int4.hqq`; (q - zero) scale with a float zero point
 ======================  ============================================================================================
 
 Exactness. MXFP4: exact. NVFP4: the scale is one float32 product (or quotient) of the block's and the global one, as the
@@ -25,9 +25,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError
+from ._checks import bad, expect, matrix_shape
 from .dequant import MXFP4_VALUES, e8m0_half, ue4m3_half
-from .int4 import _bad, _eights, _expect, _groups, _scales, _unpack
-from .weights import ConversionError, Weights, WideWeights, _split, conversion_error
+from .int4.hqq import group_tensors, read_groups
+from .nibbles import pack, unpack
+from .weights import ConversionError, Weights, WideWeights, conversion_error, split
 
 __all__ = [
     "FP4_VALUES",
@@ -64,16 +66,12 @@ _LARGEST = 65504.0  # no weight of a model is beyond float16's range
 def _wide_codes(w: Weights, values: np.ndarray, size: int, what: str) -> WideWeights:
     """The weights, if they are codes into `values`, in groups of `size`."""
     if not isinstance(w, WideWeights) or w.codebook is None or not np.array_equal(w.codebook, values):
-        _bad("codebook", f"the values of {what}", "others" if isinstance(w, WideWeights) else f"{type(w).__name__}")
+        bad("codebook", f"the values of {what}", "others" if isinstance(w, WideWeights) else f"{type(w).__name__}")
     if w.minimum is not None:
-        _bad("minimum", f"None ({what} has none)", "an array")
+        bad("minimum", f"None ({what} has none)", "an array")
     if w.group_size % size:
-        _bad("group_size", f"a multiple of {size} ({what})", str(w.group_size))
-    return w if w.group_size == size else _split(w, size)
-
-
-def _nibbles(q: np.ndarray) -> np.ndarray:
-    return q[..., 0::2] | q[..., 1::2] << np.uint8(4)
+        bad("group_size", f"a multiple of {size} ({what})", str(w.group_size))
+    return w if w.group_size == size else split(w, size)
 
 
 # ---- MXFP4 -----------------------------------------------------------------------------------------------------------
@@ -96,13 +94,13 @@ def from_mxfp4(blocks: np.ndarray, scales: np.ndarray, *, name: str = "") -> Wid
         Naming the tensor, what was wanted and what came.
     """
     if blocks.ndim not in (3, 4) or blocks.dtype != np.uint8 or blocks.shape[-1] != 16 or not blocks.size:
-        _bad(f"{name}_blocks", "uint8 [..., rows, G, 16]", f"{blocks.dtype} {list(blocks.shape)}")
-    _expect(scales, f"{name}_scales", ("uint8",), blocks.shape[:-1], says=" (the blocks' groups)")
+        bad(f"{name}_blocks", "uint8 [..., rows, G, 16]", f"{blocks.dtype} {list(blocks.shape)}")
+    expect(scales, f"{name}_scales", ("uint8",), blocks.shape[:-1], says=" (the blocks' groups)")
     if (scales == 255).any():
         at = [int(i) for i in np.argwhere(scales == 255)[0]]
-        _bad(f"{name}_scales", "exponents 0..254 (255 is NaN)", f"255 at {at}")
+        bad(f"{name}_scales", "exponents 0..254 (255 is NaN)", f"255 at {at}")
     groups = blocks.shape[-2]
-    q = _unpack(np.ascontiguousarray(blocks).reshape(-1, groups * 16))
+    q = unpack(np.ascontiguousarray(blocks).reshape(-1, groups * 16))
     return WideWeights(q, e8m0_half(scales).reshape(-1, groups), None, 32, MXFP4_VALUES)
 
 
@@ -113,8 +111,8 @@ def to_mxfp4(w: Weights) -> dict[str, np.ndarray]:
     e = np.searchsorted(powers, wide.scales).clip(0, 254).astype(np.uint8)
     wrong = powers[e] != wide.scales
     if wrong.any():
-        _bad("scales", "powers of two, 2^-128..2^126", str(wide.scales[wrong][0]))
-    return {"blocks": _nibbles(wide.q.reshape(wide.n, -1, 32)), "scales": e}
+        bad("scales", "powers of two, 2^-128..2^126", str(wide.scales[wrong][0]))
+    return {"blocks": pack(wide.q.reshape(wide.n, -1, 32)), "scales": e}
 
 
 # ---- NVFP4 -----------------------------------------------------------------------------------------------------------
@@ -136,30 +134,30 @@ def from_nvfp4(
         weight_scale_2). A direction that gives weights beyond float16's range is taken for a mistake and refused.
     """
     at = f"{name}." if name else ""
-    _expect(weight_packed, f"{at}weight_packed", ("uint8",), (None, None), says=" (N, K/2)")
+    expect(weight_packed, f"{at}weight_packed", ("uint8",), (None, None), says=" (N, K/2)")
     n, k = weight_packed.shape[0], 2 * weight_packed.shape[1]
     if n < 1 or k < 1 or k % 16:
-        _bad(f"{at}weight_packed", "N >= 1 and K a multiple of 16", f"N = {n}, K = {k}")
-    _expect(weight_scale, f"{at}weight_scale", ("uint8",), (n, k // 16), says=" (E4M3 [N, K/16])")
+        bad(f"{at}weight_packed", "N >= 1 and K a multiple of 16", f"N = {n}, K = {k}")
+    expect(weight_scale, f"{at}weight_scale", ("uint8",), (n, k // 16), says=" (E4M3 [N, K/16])")
     if (weight_scale > 126).any():
-        bad = tuple(int(i) for i in np.argwhere(weight_scale > 126)[0])
-        _bad(f"{at}weight_scale", "finite E4M3 scales >= 0", f"{int(weight_scale[bad]):#x} at {list(bad)}")
+        i = tuple(int(i) for i in np.argwhere(weight_scale > 126)[0])
+        bad(f"{at}weight_scale", "finite E4M3 scales >= 0", f"{int(weight_scale[i]):#x} at {list(i)}")
     if global_scale.size != 1 or global_scale.dtype != np.float32:
-        _bad(f"{at}global scale", "one float32", f"{global_scale.dtype} {list(global_scale.shape)}")
+        bad(f"{at}global scale", "one float32", f"{global_scale.dtype} {list(global_scale.shape)}")
     factor = np.float32(global_scale.reshape(-1)[0])
     if not np.isfinite(factor) or factor <= 0:
-        _bad(f"{at}global scale", "a positive number", str(factor))
+        bad(f"{at}global scale", "a positive number", str(factor))
     half = ue4m3_half(weight_scale)
     with np.errstate(over="ignore"):
         scales = half / factor if divide else half * factor
         largest = 12 * float(scales.max())
     if not largest <= _LARGEST:
-        _bad(
+        bad(
             f"{at}global scale",
             f"weights within {_LARGEST:.0f} (block scales {'divided' if divide else 'multiplied'} by it)",
             f"{largest:.3g} from {factor} (is it the reciprocal?)",
         )
-    return WideWeights(_unpack(np.ascontiguousarray(weight_packed)), scales, None, 16, MXFP4_VALUES)
+    return WideWeights(unpack(np.ascontiguousarray(weight_packed)), scales, None, 16, MXFP4_VALUES)
 
 
 def to_nvfp4(w: Weights, *, divide: bool = True) -> dict[str, np.ndarray]:
@@ -172,7 +170,7 @@ def to_nvfp4(w: Weights, *, divide: bool = True) -> dict[str, np.ndarray]:
     values = ue4m3_half(np.arange(127, dtype=np.uint8))
     widest = np.float32(scales[-1])
     if scales[0] < 0:
-        _bad("scales", "E4M3 numbers times one global scale, none negative", str(scales[0]))
+        bad("scales", "E4M3 numbers times one global scale, none negative", str(scales[0]))
     for value in values[:0:-1] if widest > 0 else np.ones(1, np.float32):
         near = (value / widest if divide else widest / value) if widest > 0 else np.float32(1)
         for factor in (near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(np.inf))):
@@ -181,7 +179,7 @@ def to_nvfp4(w: Weights, *, divide: bool = True) -> dict[str, np.ndarray]:
             codes = np.searchsorted(table, scales).clip(0, 126)
             if np.isfinite(factor) and factor > 0 and np.array_equal(table[codes], scales):
                 return {
-                    "weight_packed": _nibbles(wide.q),
+                    "weight_packed": pack(wide.q),
                     "weight_scale": codes.astype(np.uint8)[back].reshape(wide.scales.shape),
                     "global_scale": np.array([factor], np.float32),
                 }
@@ -239,32 +237,30 @@ def from_bnb4(
         Naming the tensor, what was wanted and what came.
     """
     at = f"{name}." if name else ""
-    if len(shape) != 2 or min(shape) < 1:
-        _bad(f"{at}shape", "(N, K)", str(tuple(shape)))
-    n, k = (int(x) for x in shape)
+    n, k = matrix_shape(shape, f"{at}shape")
     if not isinstance(blocksize, int) or blocksize < 16:
-        _bad(f"{at}blocksize", "a number from 16 up", repr(blocksize))
+        bad(f"{at}blocksize", "a number from 16 up", repr(blocksize))
     if weight.dtype != np.uint8 or weight.size * 2 != n * k:
-        _bad(
+        bad(
             f"{at}weight", f"uint8 of {n * k / 2:g} bytes ({n} x {k} of 4 bits)", f"{weight.dtype} {list(weight.shape)}"
         )
     blocks = -(-n * k // blocksize)
-    _expect(absmax.reshape(-1), f"{at}absmax", ("uint8",) if nested else ("float32",), (blocks,))
-    _expect(quant_map.reshape(-1), f"{at}quant_map", ("float32",), (16,))
+    expect(absmax.reshape(-1), f"{at}absmax", ("uint8",) if nested else ("float32",), (blocks,))
+    expect(quant_map.reshape(-1), f"{at}quant_map", ("float32",), (16,))
     scales = absmax.reshape(-1)
     if nested is not None:
         level = -(-blocks // nested.blocksize) if nested.blocksize > 0 else 0
-        _expect(nested.absmax.reshape(-1), f"{at}nested_absmax", ("float32",), (level,))
-        _expect(nested.quant_map.reshape(-1), f"{at}nested_quant_map", ("float32",), (256,))
+        expect(nested.absmax.reshape(-1), f"{at}nested_absmax", ("float32",), (level,))
+        expect(nested.quant_map.reshape(-1), f"{at}nested_quant_map", ("float32",), (256,))
         of_block = nested.absmax.reshape(-1)[np.arange(blocks) // nested.blocksize]
         scales = nested.quant_map.reshape(-1)[scales] * of_block + np.float32(nested.offset)
     if not np.isfinite(scales).all() or not np.isfinite(quant_map).all():
-        _bad(f"{at}absmax", "finite numbers", "a NaN or infinity")
+        bad(f"{at}absmax", "finite numbers", "a NaN or infinity")
     size = math.gcd(blocksize, k)
     if size < 16:
-        _bad(f"{at}shape", f"K and blocksize {blocksize} with a common divisor of at least 16", f"K = {k}")
+        bad(f"{at}shape", f"K and blocksize {blocksize} with a common divisor of at least 16", f"K = {k}")
     of_group = np.arange(n * k // size) // (blocksize // size)
-    codes = _unpack(weight.reshape(1, -1)).reshape(-1, 2)[:, ::-1]  # the high nibble is first here
+    codes = unpack(weight.reshape(1, -1)).reshape(-1, 2)[:, ::-1]  # the high nibble is first here
     grid = np.ascontiguousarray(scales[of_group], np.float32).reshape(n, -1)
     return WideWeights(
         np.ascontiguousarray(codes).reshape(n, k), grid, None, size, np.array(quant_map.reshape(-1), np.float32)
@@ -277,10 +273,10 @@ def to_bnb4(w: Weights, *, blocksize: int = 64) -> dict[str, np.ndarray]:
     Blocks must not straddle rows; FormatError for what has no codebook, or a group smaller than a block.
     """
     if not isinstance(w, WideWeights) or w.codebook is None or w.minimum is not None:
-        _bad("codebook", "16 values and no minimum (bitsandbytes)", type(w).__name__)
+        bad("codebook", "16 values and no minimum (bitsandbytes)", type(w).__name__)
     if w.group_size % blocksize:
-        _bad("group_size", f"a multiple of blocksize = {blocksize}", str(w.group_size))
-    wide = w if w.group_size == blocksize else _split(w, blocksize)
+        bad("group_size", f"a multiple of blocksize = {blocksize}", str(w.group_size))
+    wide = w if w.group_size == blocksize else split(w, blocksize)
     return {
         "weight": (wide.q[:, 0::2] << np.uint8(4) | wide.q[:, 1::2]).reshape(-1, 1),
         "absmax": wide.scales.reshape(-1),
@@ -294,7 +290,7 @@ def int8_codebook(w: WideWeights) -> tuple[WideWeights, ConversionError]:
     The table is stretched so that its widest value is 127.
     """
     if w.codebook is None:
-        _bad("codebook", "16 values", "None")
+        bad("codebook", "16 values", "None")
     step = np.abs(w.codebook).max() / np.float32(127)
     if step == 0:
         return w, ConversionError(0.0, 0.0)
@@ -320,25 +316,14 @@ def from_hqq_float(
 
     Parameters as `assay.formats.int4.from_hqq`.
     """
-    at = f"{name}." if name else ""
-    if axis != 1:
-        _bad(f"{at}axis", "1 (with axis 0 a group is not a run along K: not representable)", str(axis))
-    if len(shape) != 2 or min(shape) < 1:
-        _bad(f"{at}shape", "(N, K)", str(tuple(shape)))
-    n, k = (int(x) for x in shape)
-    _eights(f"{at}shape", K=k)
-    size, per_row = _groups(k, group_size, f"{at}shape")
-    groups = n * per_row
-    if groups % 2:
-        _bad(f"{at}shape", "an even number of groups (two share a byte)", f"{groups}")
-    _expect(W_q, f"{at}W_q", ("uint8",), (groups // 2, size), says=" (N G / 2, group_size)")
-    s = _scales(scale, f"{at}scale", (groups, 1), scales_dtype, " (N G, 1)").astype(np.float32)
-    z = _scales(zero, f"{at}zero", (groups, 1), scales_dtype, " (N G, 1)").astype(np.float32)
-    q = np.concatenate([W_q >> np.uint8(4), W_q & np.uint8(15)]).reshape(n, k)
-    minimum = np.float32(0) - (z * s).reshape(n, per_row)
+    q, scale, zero, size = read_groups(
+        W_q, scale, zero, shape, group_size=group_size, axis=axis, scales_dtype=scales_dtype, name=name
+    )
+    s, z = scale.astype(np.float32), zero.astype(np.float32)
+    minimum = np.float32(0) - z * s
     if not np.isfinite(minimum).all():
-        _bad(f"{at}zero", "products -zero scale within float32's range", "an infinity")
-    return WideWeights(q, s.reshape(n, per_row), minimum, size)
+        bad(f"{name}.zero" if name else "zero", "products -zero scale within float32's range", "an infinity")
+    return WideWeights(q, s, minimum, size)
 
 
 def to_hqq_float(w: Weights, *, dtype: str = "float16") -> dict[str, Any]:
@@ -347,21 +332,12 @@ def to_hqq_float(w: Weights, *, dtype: str = "float16") -> dict[str, Any]:
     `dtype` is that of scale and zero, "float16" or "float32"; FormatError where it holds no such zero point.
     """
     if not isinstance(w, WideWeights) or w.bits != 4 or w.codebook is not None:
-        _bad("q", "codes of 4 bits without a codebook (HQQ)", type(w).__name__)
-    if w.scales.size % 2:
-        _bad("q", "an even number of groups (two share a byte)", f"{w.scales.size}")
+        bad("q", "codes of 4 bits without a codebook (HQQ)", type(w).__name__)
     minimum = np.zeros_like(w.scales) if w.minimum is None else w.minimum
     with np.errstate(over="ignore"):
         scale = w.scales.astype(dtype)
         zero = (-minimum.astype(np.float64) / np.where(w.scales == 0, 1, w.scales)).astype(dtype)
     lost = (zero.astype(np.float64) * scale != -minimum.astype(np.float64)) | (scale.astype(np.float32) != w.scales)
     if lost.any():
-        _bad("minimum", f"-zero scale with {dtype} numbers (HQQ)", f"others in {lost.sum()} of {lost.size} groups")
-    rows = w.q.reshape(w.scales.size, w.group_size)
-    half = len(rows) // 2
-    return {
-        "W_q": rows[:half] << np.uint8(4) | rows[half:],
-        "scale": scale.reshape(-1, 1),
-        "zero": zero.reshape(-1, 1),
-        "shape": (w.n, w.k),
-    }
+        bad("minimum", f"-zero scale with {dtype} numbers (HQQ)", f"others in {lost.sum()} of {lost.size} groups")
+    return group_tensors(w.q, scale, zero)

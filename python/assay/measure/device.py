@@ -97,7 +97,41 @@ class Device(Protocol):
         ...
 
 
-class Host:
+class RoofMeter(Protocol):
+    """Measures roofs, keeping all readings; see :class:`assay.measure.roofs.Roofs`."""
+
+    @property
+    def readings(self) -> Readings:
+        """All so far."""
+        ...
+
+    def measure(self) -> None:
+        """One reading of every roof."""
+        ...
+
+    def near(self, threads: int) -> dict[str, float]:
+        """Some roofs right now."""
+        ...
+
+
+class Roofed:
+    """The part of `Device` that a `RoofMeter` answers; there is one from `Device.prepare` on."""
+
+    _roofs: RoofMeter | None = None
+
+    def readings(self) -> Readings:
+        return self._roofs.readings if self._roofs else {}
+
+    def measure_roofs(self) -> None:
+        assert self._roofs is not None
+        self._roofs.measure()
+
+    def near(self, threads: int) -> dict[str, float]:
+        assert self._roofs is not None
+        return self._roofs.near(threads)
+
+
+class Host(Roofed):
     """This machine's CPU."""
 
     memory_note = "an eighth of the free memory"
@@ -107,7 +141,6 @@ class Host:
         self._meter = Meter()
         isa = tuple(t["isa"] for t in info.isa_tiers() if t["supported"])
         self._machine = machine.describe(isa)
-        self._roofs: Roofs | None = None
         self._workloads: Workloads | None = None
 
     def machine(self, complete: bool) -> profile.Machine:
@@ -143,17 +176,6 @@ class Host:
         self._roofs = Roofs(self._machine, self.threads, arena)
         self._workloads = Workloads(arena, self._seed)
         return int(arena.data.nbytes)
-
-    def readings(self) -> Readings:
-        return self._roofs.readings if self._roofs else {}
-
-    def measure_roofs(self) -> None:
-        assert self._roofs is not None
-        self._roofs.measure()
-
-    def near(self, threads: int) -> dict[str, float]:
-        assert self._roofs is not None
-        return self._roofs.near(threads)
 
     def timer(self, point: Point) -> tuple[str, PointTimer]:
         assert self._workloads is not None

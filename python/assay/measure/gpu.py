@@ -10,7 +10,7 @@ import numpy as np
 from .. import cuda, profile
 from .. import machine as host
 from ..errors import UnsupportedError
-from .device import PointTimer, Readings
+from .device import PointTimer, Readings, Roofed
 from .events import EventTimer, Lane
 from .gpu_data import SHARE, DeviceArena, DeviceData, variant_of
 from .gpu_points import gpu_candidates, gpu_grid
@@ -33,7 +33,7 @@ def parse_device(text: str) -> int | None:
     return int(number or 0)
 
 
-class Gpu:
+class Gpu(Roofed):
     """One GPU of this machine.
 
     Raises
@@ -64,7 +64,6 @@ class Gpu:
         self._watch = Watch(self._gpu.uuid)
         first = self._watch.read()
         self._idle_w = first.power_w if first else None
-        self._roofs: DeviceRoofs | None = None
         self._workloads: Workloads | None = None
         self._lane: Lane | None = None
 
@@ -118,17 +117,6 @@ class Gpu:
         self._roofs = DeviceRoofs(self._gpu, arena, self._lane)
         self._workloads = Workloads(DeviceData(arena, self._gpu), self._seed)
         return int(arena.data.nbytes)
-
-    def readings(self) -> Readings:
-        return self._roofs.readings if self._roofs else {}
-
-    def measure_roofs(self) -> None:
-        assert self._roofs is not None
-        self._roofs.measure()
-
-    def near(self, threads: int) -> dict[str, float]:
-        assert self._roofs is not None
-        return self._roofs.near(threads)
 
     def timer(self, point: Point) -> tuple[str, PointTimer]:
         assert self._workloads is not None

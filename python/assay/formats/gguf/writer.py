@@ -1,17 +1,15 @@
 """Writing GGUF as a stream: another file's metadata with other tensor types."""
 
-import os
+import math
 import struct
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
-from ..errors import FormatError
-from .dequant import GGML_TYPES
-from .gguf import MAGIC, GGUFFile
-
-__all__ = ["GGUFWriter", "tensor_bytes"]
+from ...errors import FormatError
+from .._files import PartFile
+from ..dequant import GGML_TYPES
+from .file import MAGIC, GGUFFile
 
 _BY_NAME = {kind.name: (type_id, kind) for type_id, kind in GGML_TYPES.items()}
 Info = tuple[str, tuple[int, ...], str]  # name, shape (row-major), type
@@ -20,23 +18,19 @@ Info = tuple[str, tuple[int, ...], str]  # name, shape (row-major), type
 def tensor_bytes(shape: tuple[int, ...], type_name: str, where: str) -> int:
     """Bytes of a tensor; FormatError where rows are no whole number of blocks."""
     kind = _BY_NAME[type_name][1]
-    count = 1
-    for dim in shape:
-        count *= dim
     if shape[-1] % kind.block_size:
         raise FormatError(f"{where}: expected rows of a multiple of {kind.block_size} ({type_name}), got {shape[-1]}")
-    return count // kind.block_size * kind.block_bytes
+    return math.prod(shape) // kind.block_size * kind.block_bytes
 
 
-class GGUFWriter:
+class GGUFWriter(PartFile):
     """A GGUF version 3 file with the metadata of `source`, byte for byte, that appears under its name when it is whole.
 
     Tensors are added in the order of `infos`; an exception in the ``with`` block removes the file.
     """
 
     def __init__(self, path: Path, source: GGUFFile, infos: list[Info]) -> None:
-        self.path, self._align = path, source.alignment
-        self._part = path.with_name(path.name + ".part")
+        self._align = source.alignment
         self._sizes = [tensor_bytes(shape, kind, name) for name, shape, kind in infos]
         head = [MAGIC, struct.pack("<IQQ", 3, len(infos), len(source.metadata)), source.raw_metadata()]
         offset = 0
@@ -46,23 +40,9 @@ class GGUFWriter:
             head.append(struct.pack(f"<{len(shape)}QIQ", *reversed(shape), _BY_NAME[kind][0], offset))
             offset += size + -size % self._align
         self._added = 0
-        self._whole = False
-        self._file = self._part.open("wb")
+        super().__init__(path)
         self._file.write(b"".join(head))
         self._pad()
-
-    def __enter__(self) -> "GGUFWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._whole:  # interrupted, or the file cannot be written
-            try:
-                self._file.close()
-            except OSError:  # what is still buffered cannot be written either
-                pass
-            self._part.unlink(missing_ok=True)
 
     def _pad(self) -> None:
         self._file.write(b"\0" * (-self._file.tell() % self._align))
@@ -79,8 +59,4 @@ class GGUFWriter:
         """Gives the file its name."""
         if self._added != len(self._sizes):
             raise ValueError(f"tensors: expected {len(self._sizes)}, got {self._added}")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._part.replace(self.path)
-        self._whole = True
+        self.commit()
