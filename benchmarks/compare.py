@@ -27,9 +27,12 @@ import bounds
 from assay import machine
 from assay.report.progress import Progress
 from assay.report.table import Column, digits, number, percent, render, to_json, yes_no
-from comparison import OURS, Results, losses_first, measure, row_of, summary
-from peers import experts, sampling
+from comparison import OURS, Classes, Results, Target, losses_first, measure, row_of, summary
+from moe_cases import LAYERS
+from moe_comparison import MOE, MOE_CLASSES, MOE_COLUMNS, MOE_OURS, moe_cells, moe_work
+from peers import sampling
 from peers.contender import Cell
+from peers.experts import TRAFFIC
 from peers.worker import Failed, Worker
 
 #: N x K of Llama-3-8B and Mixtral, Gemma-3-270M, Qwen3-30B-A3B's experts.
@@ -49,8 +52,6 @@ RULES = (
 PLACES = ("memory", "cache")
 ROWS = [1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64, 128, 512]
 
-Target = tuple[str, tuple[Any, ...]]
-Classes = Mapping[str, Callable[[Mapping[str, Any]], bool]]
 GEMM: dict[str, dict[str, Target]] = {
     "w4a8": {
         "openvino": ("peers.openvino:OpenVino", ("int8",)),
@@ -126,7 +127,7 @@ def parse() -> argparse.Namespace:
     moe = commands.add_parser("moe", parents=[common, versus], help="a layer of experts")
     moe.add_argument("--layers", type=among(LAYERS), help=", ".join(LAYERS))
     moe.add_argument("--tokens", type=integers)
-    moe.add_argument("--routing", type=among(ROUTINGS), help=", ".join(ROUTINGS))
+    moe.add_argument("--routing", type=among(TRAFFIC), help=", ".join(TRAFFIC))
     verify = commands.add_parser("verify", parents=[common, versus], help="verification of drafts")
     verify.add_argument("--vocab", type=integers)
     verify.add_argument("--batch", type=integers)
@@ -187,61 +188,6 @@ GEMM_CLASSES: Classes = {
         (", M >= 16", 16, math.inf),
     )
 }
-
-
-# ---- expert layers ----------------------------------------------------------------------------------------
-
-#: num_experts, top_k, hidden, intermediate
-LAYERS = {
-    "mixtral": (8, 2, 4096, 14336),
-    "olmoe": (64, 8, 2048, 1024),
-    "qwen3-30b-a3b": (128, 8, 2048, 768),
-    "gpt-oss-20b": (32, 4, 2880, 2880),
-}
-TOKENS = [1, 2, 4, 8, 16, 32, 64, 256, 1024]
-ROUTINGS = ["uniform", "power", "correlated"]
-MOE: dict[str, Target] = {
-    **{
-        f"{'ik_llama' if form == 'ik' else 'ggml'} {kind} {form}": ("peers.ggml:GgmlExperts", (kind, form))
-        for kind, form in product(("Q4_0", "Q4_K"), ("repack", "plain", "ik"))
-    },
-    "onnxruntime QMoE": ("peers.onnx:QMoE", ()),
-    "torch int4pack loop": ("peers.experts:Torch", ()),
-}
-
-
-def moe_cells(args: argparse.Namespace) -> list[Cell]:
-    """Cells, layer by layer."""
-    layers = args.layers or (["olmoe"] if args.quick else list(LAYERS))
-    tokens = args.tokens or ([1, 16, 256] if args.quick else TOKENS)
-    routing = args.routing or (["uniform"] if args.quick else ROUTINGS)
-    cells = []
-    for layer, threads, way, count in product(layers, args.threads, routing, tokens):
-        e, k, hidden, inner = LAYERS[layer]
-        cells.append(Cell.of("moe", threads, layer=layer, num_experts=e, top_k=k, hidden=hidden, intermediate=inner,
-                             tokens=count, routing=way))  # fmt: skip
-    return cells
-
-
-def moe_work(cell: Cell) -> dict[str, float]:
-    """The distinct experts' weights read once; every slot's products."""
-    each = experts.layer_bytes(cell) / cell.num_experts
-    ops = 2.0 * cell.tokens * cell.top_k * 3 * cell.hidden * cell.intermediate
-    return {"dram_read": experts.distinct_experts(cell) * each, "int8_peak": ops}
-
-
-MOE_COLUMNS = [
-    Column("layer", "layer"),
-    Column("threads", "threads", align="right"),
-    Column("routing", "routing"),
-    Column("tokens", "tokens", align="right"),
-]
-MOE_CLASSES: Classes = {
-    f"tokens {low}..{high}" if high < math.inf else f"tokens >= {low}": (
-        lambda r, low=low, high=high: low <= r["tokens"] <= high
-    )
-    for low, high in ((1, 16), (32, 64), (256, math.inf))
-} | {layer: (lambda r, layer=layer: r["layer"] == layer) for layer in LAYERS}
 
 
 # ---- verification and routing -----------------------------------------------------------------------------
@@ -457,7 +403,7 @@ def main() -> int:
         targets = {name: target for op in args.op for name, target in GEMM[op].items()}
         return compare(args, gemm_cells(args), targets, "peers.ours:Assay", gemm_work, GEMM_COLUMNS, GEMM_CLASSES)
     if args.command == "moe":
-        return compare(args, moe_cells(args), MOE, "peers.experts:Assay", moe_work, MOE_COLUMNS, MOE_CLASSES)
+        return compare(args, moe_cells(args), MOE, MOE_OURS, moe_work, MOE_COLUMNS, MOE_CLASSES)
     if args.command == "verify":
         cells = verify_cells(args)
         return compare(args, cells, VERIFY, "peers.sampling:Assay", verify_work, VERIFY_COLUMNS, VERIFY_CLASSES)

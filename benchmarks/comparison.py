@@ -1,7 +1,7 @@
 """Times contenders in turns, cell by cell, and makes rows of what they took.
 
 In every pass the roofs are read and each contender is timed for a moment, so that a slow minute of the machine falls on
-all of them. A contender's time is its median over the passes; the ratio is the best peer's time over ours; a cell is a tie
+all of them; a peer of long calls that is far behind the best one is timed until that is seen. A contender's time is its median over the passes; the ratio is the best peer's time over ours; a cell is a tie
 when the ratios of the single passes lie on both sides of 1.
 """
 
@@ -16,8 +16,15 @@ from typing import Any, Protocol
 from peers.contender import Cell
 from peers.worker import Failed
 
+#: "module:Class" of a contender and what it is made with; titles of classes of rows and who belongs to them.
+Target = tuple[str, tuple[Any, ...]]
+Classes = Mapping[str, Callable[[Mapping[str, Any]], bool]]
+
 OURS = "assay"
 VISIT_S = 0.02
+#: A call is long from so many seconds. A peer of such calls that took so many times the best one's time is not visited again,
+#: and where every call is long so many passes are enough.
+LONG_S, BEHIND, FEW_PASSES = 0.1, 1.5, 3
 
 
 class Asked(Protocol):
@@ -74,9 +81,11 @@ def measure(workers: Mapping[str, Asked], reader: Asked, cell: Cell, passes: int
             found.times[name] = []
     names = list(found.times)
     for turn in range(passes):
+        if turn >= FEW_PASSES and all(min(taken, default=0.0) > LONG_S for taken in found.times.values()):
+            break
         found.roofs.append(reader.ask("roofs", cell.threads))
         for name in names[turn % len(names) :] + names[: turn % len(names)] if names else ():
-            if name not in found.absent:
+            if name not in found.absent and not is_out(name, found.times):
                 try:
                     found.times[name].append(workers[name].ask("visit", VISIT_S))
                 except Failed as exc:
@@ -84,6 +93,12 @@ def measure(workers: Mapping[str, Asked], reader: Asked, cell: Cell, passes: int
     for name in found.absent:
         found.times.pop(name, None)
     return found
+
+
+def is_out(name: str, times: Mapping[str, list[float]]) -> bool:
+    """Whether a peer is not visited again: it is far behind another, and its time is what makes a run long."""
+    best = min((min(taken) for peer, taken in times.items() if peer != OURS and taken), default=math.inf)
+    return name != OURS and min(times[name], default=0.0) > max(LONG_S, BEHIND * best)
 
 
 #: Roofs, and what is said of a cell that one of them binds.
@@ -109,7 +124,7 @@ def row_of(cell: Cell, found: Measured, work: Callable[[Cell], dict[str, float]]
         row["best_us"] = peers[row["best_peer"]]
     if OURS in took and peers:
         best = found.times[row["best_peer"]]
-        ratios = [b / a for a, b in zip(found.times[OURS], best, strict=True)]
+        ratios = [b / a for a, b in zip(found.times[OURS], best, strict=False)]  # it may have sat out the last passes
         row.update(ratio=row["best_us"] / row["ours_us"], ratio_low=min(ratios), ratio_high=max(ratios))
         row["verdict"] = verdict(row)
     if OURS in took:

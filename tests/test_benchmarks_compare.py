@@ -57,8 +57,8 @@ def row(ours, best, **others):
 
 
 def test_every_contender_has_a_turn_in_every_pass_and_another_one_begins():
-    found, log = run(3, assay={"times": [1, 2, 3]}, a={"times": [4, 5, 6]}, b={"times": [7, 8, 9]})
-    assert found.times == {"assay": [1, 2, 3], "a": [4, 5, 6], "b": [7, 8, 9]}
+    found, log = run(3, assay={"times": [1, 2, 3]}, a={"times": [4, 5, 6]}, b={"times": [5, 6, 5]})
+    assert found.times == {"assay": [1, 2, 3], "a": [4, 5, 6], "b": [5, 6, 5]}
     turns = [name for name, method in log if method in ("visit", "roofs")]
     assert turns == ["reader", "assay", "a", "b", "reader", "a", "b", "assay", "reader", "b", "assay", "a"]
 
@@ -71,6 +71,26 @@ def test_a_wrong_answer_is_never_timed():
     assert set(found.wrong) == {"liar", "nan"}
     assert ("liar", "visit") not in log
     assert ("nan", "visit") not in log
+
+
+def test_a_peer_of_long_calls_that_is_far_behind_is_not_visited_again():
+    found, _ = run(
+        3, assay={"times": [0.2] * 3}, best={"times": [1.0, 1.1, 1.0]}, near={"times": [1.4, 1.4, 1.6]}, far={"times": [1.6]},
+        failed={"times": [Failed("its process ended with -9")]},
+    )  # fmt: skip
+    assert {name: len(taken) for name, taken in found.times.items()} == {"assay": 3, "best": 3, "near": 3, "far": 1}
+    made = row_of(CELL, found, lambda cell: {"dram_read": 1000.0})
+    assert (made["best_peer"], made["peers"]["far"]) == ("best", pytest.approx(1.6e6))
+    found, _ = run(3, assay={"times": [1e-3] * 3}, best={"times": [0.01] * 3}, short={"times": [0.09] * 3})
+    assert len(found.times["short"]) == 3
+
+
+def test_a_few_passes_of_long_calls_are_enough():
+    found, log = run(5, assay={"times": [0.2] * 3}, best={"times": [0.3] * 3})
+    assert {name: len(taken) for name, taken in found.times.items()} == {"assay": 3, "best": 3}
+    assert log.count(("reader", "roofs")) == 3
+    found, _ = run(5, assay={"times": [0.05] * 5}, best={"times": [0.3] * 5})
+    assert {name: len(taken) for name, taken in found.times.items()} == {"assay": 5, "best": 5}
 
 
 def test_a_contender_that_fails_midway_is_listed_with_the_reason():
@@ -178,6 +198,41 @@ def test_blocks_stand_for_the_weights(kind):
         assert np.abs(got - w.dequantized()).max() <= 15 * 0.02 / 126 + 0.3 / 126 + 0.6 * 2**-11
     else:
         np.testing.assert_array_equal(got, w.dequantized())
+
+
+MOE = Cell.of(
+    "moe", 1, layer="small", num_experts=5, top_k=2, hidden=64, intermediate=96, tokens=3, routing="correlated"
+)
+
+
+def test_a_layer_s_experts_are_copies_of_a_few_drawn_ones():
+    from peers import experts
+
+    made = experts.every_expert(MOE, lambda e: e)
+    assert made == [0, 1, 2, 0, 1]
+    codes = experts.stacked(MOE, (0, 1), "codes")
+    assert codes.shape == (5, 192, 32)
+    np.testing.assert_array_equal(codes[4, 96:], experts.matrix(MOE, 1, 1).codes)
+    assert not (codes[0] == codes[1]).all()
+
+
+def test_our_layer_answers_as_float64_and_rotates_through_its_copies(monkeypatch):
+    from peers import experts
+
+    monkeypatch.setattr(experts, "layers_needed", lambda cell, growth=1.0: 2)
+    contender = experts.Assay()
+    prepared = contender.prepare(MOE)
+    assert prepared.error() <= prepared.tolerance
+    assert len(prepared.calls) == 2 * experts.ROUTINGS
+    assert contender.prepare(Cell.of("moe", 2, **dict(MOE.params))).error() <= prepared.tolerance
+
+
+def test_a_layer_that_does_not_fit_in_memory_is_said_to():
+    from peers import experts
+
+    huge = Cell.of("moe", 1, **{**dict(MOE.params), "num_experts": 4096, "hidden": 2**20, "intermediate": 2**20})
+    with pytest.raises(MemoryError, match=r"GB for the layer and the rest, .* are free"):
+        experts.Assay().prepare(huge)
 
 
 def test_a_worker_computes_checks_times_and_dies_cleanly():

@@ -351,12 +351,17 @@ class GgmlExperts(experts.Experts):
         w = experts.matrix(cell, expert, part)
         return dequantize_rows(BLOCKS[self._type](w), self._type).reshape(w.n, w.k)
 
-    def _layer(self, cell: Cell, others: list[Any]) -> Tensors:
+    def _make(self, cell: Cell, count: int) -> list[Any]:
         h, i, e = cell.hidden, cell.intermediate, cell.num_experts
-        layer = Tensors(self._ggml, self._type, self._form, [(h, i, e), (h, i, e), (i, h, e)])
+        shapes = [(h, i, e), (h, i, e), (i, h, e)]
+        layers = [Tensors(self._ggml, self._type, self._form, shapes) for _ in range(count)]
         for part in range(3):
-            layer.set(part, np.stack([BLOCKS[self._type](experts.matrix(cell, x, part)) for x in range(e)]))
-        return layer
+            blocks = np.stack(
+                experts.every_expert(cell, lambda x, part=part: BLOCKS[self._type](experts.matrix(cell, x, part)))
+            )
+            for layer in layers:
+                layer.set(part, blocks)
+        return layers
 
     def _graph(self, cell: Cell, layer: Tensors, logits: np.ndarray, room: Context) -> tuple[Graph, int]:
         """The layer on one routing, run once; and its output."""
@@ -387,11 +392,10 @@ class GgmlExperts(experts.Experts):
         return graph, out
 
     def prepare(self, cell: Cell) -> Prepared:
-        held = self._layers(cell)
-        layers = held["layers"][: experts.layers_needed(cell)]
+        layers, want = self._layers(cell)
         drawn = list(experts.routings(cell))
         room = Context(self._ggml, len(drawn) * len(layers) * (Graph.BYTES + LAYER_NODES * Graph.BYTES_A_NODE))
         made = [self._graph(cell, layer, logits, room) for logits in drawn for layer in layers]
         graph, out = made[0]
         got = graph.read(out, (cell.tokens, cell.hidden))[0].astype(np.float64)
-        return Prepared([g.run for g, _ in made], got, held["want"], experts.TOLERANCE)
+        return Prepared([g.run for g, _ in made], got, want, experts.TOLERANCE)

@@ -1,5 +1,6 @@
 """ONNX Runtime: com.microsoft.MatMulNBits at accuracy level 4 (int8 activations)."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,8 @@ from .contender import Cell, Prepared, WeightCache, Weights, activations, copies
 TOLERANCE = 0.015
 
 
-def session_of(ort: Any, model: Any, threads: int) -> Any:
-    """A session with its threads pinned, one core each."""
+def session_of(ort: Any, model: Any, threads: int, values: Mapping[str, Any] | None = None) -> Any:
+    """A session with its threads pinned, one core each; `values` are of initialisers that the model only names."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     if threads > 1:  # the calling thread is not of the pool
@@ -20,6 +21,8 @@ def session_of(ort: Any, model: Any, threads: int) -> Any:
             "session.intra_op_thread_affinities", ";".join(str(i + 2) for i in range(threads - 1))
         )
     options.log_severity_level = 3
+    if values:
+        options.add_external_initializers(list(values), list(values.values()))
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
@@ -92,9 +95,14 @@ class OnnxRuntime:
 
 
 class QMoE(experts.Experts):
-    """com.microsoft.QMoE at accuracy level 4: routing, both projections and the weighted sum in one node."""
+    """com.microsoft.QMoE at accuracy level 4: routing, both projections and the weighted sum in one node.
+
+    A session makes a form of the weights of its own, a byte a code, when it is made. It is given them as arrays of this process and
+    not in its model, which would hold them three more times meanwhile.
+    """
 
     name = "onnxruntime QMoE"
+    growth = (1 + 4 / experts.GROUP) / (0.5 + 2 / experts.GROUP)
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,55 +114,63 @@ class QMoE(experts.Experts):
     def versions(self) -> dict[str, str]:
         return {"onnxruntime": self._ort.__version__}
 
-    def _parts(self, cell: Cell, which: tuple[int, ...], what: str) -> np.ndarray:
+    def _key(self, cell: Cell) -> tuple[Any, ...]:
+        return (*super()._key(cell), cell.threads)
+
+    def _weights(self, cell: Cell) -> dict[str, np.ndarray]:
         """[E, rows, ...] of the experts' matrices; gate and up interleaved row by row."""
-        each = [
-            np.stack([getattr(experts.matrix(cell, e, p), what) for p in which], 1) for e in range(cell.num_experts)
-        ]
-        return np.stack(each).reshape(cell.num_experts, len(which) * each[0].shape[0], -1)
 
-    def _layer(self, cell: Cell, others: list[Any]) -> Any:
-        """Arrays of a layer; the sessions on them are made by number of threads."""
-        names = (("w1", (0, 1), "codes"), ("s1", (0, 1), "scales"), ("w2", (2,), "codes"), ("s2", (2,), "scales"))
-        parts = {name: self._parts(cell, which, what) for name, which, what in names}
-        return {name: v.astype(np.float32) if name[0] == "s" else v for name, v in parts.items()} | {"sessions": {}}
+        def interleaved(what: str) -> np.ndarray:
+            def both(e: int) -> np.ndarray:
+                pair = np.stack([getattr(experts.matrix(cell, e, part), what) for part in (0, 1)], 1)
+                return pair.reshape(2 * cell.intermediate, -1)
 
-    def _session(self, cell: Cell, layer: dict[str, Any]) -> Any:
-        from onnx import TensorProto, helper, numpy_helper
+            return np.stack(experts.every_expert(cell, both))
 
-        key = (cell.threads, cell.top_k)
-        if key not in layer["sessions"]:
-            names = ("w1", "s1", "w2", "s2")
-            node = helper.make_node(
-                "QMoE", ["x", "router", "w1", "s1", "", "w2", "s2"], ["y"], domain="com.microsoft", k=cell.top_k,
-                activation_type="swiglu", swiglu_fusion=1, activation_alpha=1.0, activation_beta=0.0,
-                normalize_routing_weights=1, expert_weight_bits=4, block_size=experts.GROUP, accuracy_level=4,
-            )  # fmt: skip
-            value = helper.make_tensor_value_info
-            graph = helper.make_graph(
-                [node], "layer",
-                [value("x", TensorProto.FLOAT, ["t", cell.hidden]), value("router", TensorProto.FLOAT, ["t", cell.num_experts])],
-                [value("y", TensorProto.FLOAT, ["t", cell.hidden])],
-                [numpy_helper.from_array(layer[name], name) for name in names],
-            )  # fmt: skip
-            opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-            model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-            layer["sessions"] = {key: session_of(self._ort, model, cell.threads)}
-        return layer["sessions"][key]
+        return {
+            "w1": interleaved("codes"), "s1": interleaved("scales").astype(np.float32),
+            "w2": experts.stacked(cell, (2,), "codes"), "s2": experts.stacked(cell, (2,), "scales").astype(np.float32),
+        }  # fmt: skip
+
+    def _make(self, cell: Cell, count: int) -> list[Any]:
+        from onnx import TensorProto, helper
+
+        def outside(name: str, array: np.ndarray) -> Any:
+            """A tensor whose values the session is given beside the model."""
+            tensor = TensorProto(name=name, dims=array.shape, data_location=TensorProto.EXTERNAL)
+            tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+            tensor.external_data.add(key="location", value="memory")
+            return tensor
+
+        weights = self._weights(cell)
+        node = helper.make_node(
+            "QMoE", ["x", "router", "w1", "s1", "", "w2", "s2"], ["y"], domain="com.microsoft", k=cell.top_k,
+            activation_type="swiglu", swiglu_fusion=1, activation_alpha=1.0, activation_beta=0.0,
+            normalize_routing_weights=1, expert_weight_bits=4, block_size=experts.GROUP, accuracy_level=4,
+        )  # fmt: skip
+        value = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            [node], "layer",
+            [value("x", TensorProto.FLOAT, ["t", cell.hidden]), value("router", TensorProto.FLOAT, ["t", cell.num_experts])],
+            [value("y", TensorProto.FLOAT, ["t", cell.hidden])], [outside(*item) for item in weights.items()],
+        )  # fmt: skip
+        opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        values = {name: self._ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
+        return [session_of(self._ort, model, cell.threads, values) for _ in range(count)]
 
     def prepare(self, cell: Cell) -> Prepared:
-        held = self._layers(cell)
-        x = tokens = experts.tokens_of(cell)
+        sessions, want = self._layers(cell)
+        tokens = experts.tokens_of(cell)
         calls, bindings = [], []
-        for layer in held["layers"][: experts.layers_needed(cell)]:
-            session = self._session(cell, layer)
+        for session in sessions:
             for logits in experts.routings(cell):
                 binding, out = session.io_binding(), np.empty_like(tokens)
-                for name, array in (("x", x), ("router", logits)):
+                for name, array in (("x", tokens), ("router", logits)):
                     binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
                 binding.bind_ortvalue_output("y", self._ort.OrtValue.ortvalue_from_numpy(out))
                 bindings.append(binding)
                 calls.append(partial(session.run_with_iobinding, binding))
         calls[0]()
         got = bindings[0].get_outputs()[0].numpy()[0].astype(np.float64)
-        return Prepared(calls, got, held["want"], experts.TOLERANCE)
+        return Prepared(calls, got, want, experts.TOLERANCE)

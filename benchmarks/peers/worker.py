@@ -132,7 +132,6 @@ class Server:
         error = prepared.error()
         if error <= prepared.tolerance:
             self._prepared, self._timer = prepared, Timer(prepared.calls)
-            prepared.calls[0]()
         return None, error, prepared.tolerance
 
     def visit(self, budget_s: float) -> float:
