@@ -27,7 +27,7 @@ def test_table_says_what_was_measured_and_what_to_do_next(tmp_path, capsys):
     assert made.complete
     assert made.settings["threads"] == [1, 2]
     for word in ("dram_read", "int8_peak", "w4a8_gemm", "w4a16_gemm", "moe_route", "chain_verify", "median error",
-                 str(path), f"{len(made.samples)} points", "next: assay predict mixtral-8x7b"):  # fmt: skip
+                 str(path), f"{len(made.samples)} points", "Next: assay predict mixtral-8x7b"):  # fmt: skip
         assert word in out, word
 
 

@@ -332,7 +332,7 @@ def test_command(mixed, tmp_path, capsys):
     assert err == ""
     assert text.startswith(f"{out}: {len(KINDS) + 2} tensors, ")
     assert "every weight kept" in text.splitlines()[0]
-    assert text.rstrip().endswith(f"next: assay inspect {out}")
+    assert text.rstrip().endswith(f"Next: assay inspect {out}")
     assert main(["convert", str(mixed), "-o", str(out), "--format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["schema"], report["exact"], report["to"]) == ("assay-convert", True, "assay")

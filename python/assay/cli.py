@@ -21,6 +21,22 @@ COMMANDS = {
     "validate": "score the cost model on measured tables, on points it never saw",
 }
 
+EXAMPLES = {
+    "doctor": "assay doctor --json",
+    "calibrate": "assay calibrate --quick",
+    "predict": "assay predict mixtral-8x7b --precision int4 --batch 1,8 --usd-per-hour 0.10",
+    "plan": "assay plan llama-3.1-8b --hardware h200-sxm --rate 1,4 --weights w4a16",
+    "video": "assay video cogvideox-5b --hardware h100-sxm --steps 25",
+    "techniques": "assay techniques mixtral-8x7b --with moe,int4,spec:k=4 --largest 2",
+    "claims": "assay claims C10 C11",
+    "inspect": "assay inspect model.gguf --error",
+    "convert": "assay convert model.gguf -o packed.safetensors",
+    "profile": "assay profile import bench.json -o profile.json",
+    "report": "assay report -o report.html",
+    "plot": "assay plot roofline -o roofline.svg",
+    "validate": "assay validate gemm_perf.parquet --hold-out models",
+}
+
 
 class _Version(argparse.Action):
     """Prints the version; looked up only when asked for, for package metadata is slow to read."""
@@ -44,6 +60,9 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         if name == chosen:
             module = import_module(f"assay.commands.{name}")
             module.add_arguments(sub)
+            sub.formatter_class = argparse.RawDescriptionHelpFormatter  # examples stay whole, to be copied
+            sub.epilog = f"{sub.epilog}\n\n" if sub.epilog else ""
+            sub.epilog += f"example: {EXAMPLES[name]}"
             sub.set_defaults(run=module.run)
     return parser
 
@@ -51,6 +70,16 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 2 bad input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        print(f"assay {' '.join(argv[:1])}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(argv: list[str]) -> int:
     parser = _parser(argv)
     args = parser.parse_args(argv)
     if args.command is None:
@@ -68,11 +97,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if os.environ.get("ASSAY_DEBUG"):
             raise
-        print(f"assay {args.command}: {exc}", file=sys.stderr)
+        system = isinstance(exc, OSError) and exc.filename is not None and exc.strerror
+        print(f"assay {args.command}: {f'{exc.filename}: {exc.strerror}' if system else exc}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"assay {args.command}: interrupted", file=sys.stderr)
-        return 130
 
 
 if __name__ == "__main__":

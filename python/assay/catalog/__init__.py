@@ -97,7 +97,7 @@ def resolve_model(text: str | Path) -> ModelSpec:
         if (path / "config.json").is_file():
             path = path / "config.json"
         else:
-            raise FormatError(f"{path}: expected a folder with a config.json, or a file")
+            raise FormatError(f"{path}: expected a folder with a config.json, or a file, got a folder without one")
     if not path.is_file():
         raise FormatError(f"{path}: expected a regular file")
     try:

@@ -63,6 +63,8 @@ def task(args: argparse.Namespace, model: "ModelSpec") -> "tuple[Task, Seen]":
 
     def spread(text: str | None, default: int, name: str, more: int = 0) -> Spread:
         low, high = (float(default),) * 2 if text is None else _case.span(text, name)
+        if low < 0:
+            raise ValueError(f"{name}: expected at least 0, got {text!r}")
         return Spread(low + more, high + more)
 
     asked = Task(

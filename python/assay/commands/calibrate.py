@@ -127,4 +127,4 @@ def _print(made: Any, path: str, fmt: str) -> None:
         from assay.measure.power import describe
 
         print(describe(made.machine.extra["power"]))
-    print(f"\nnext: assay predict mixtral-8x7b{f' --profile {shlex.quote(path)}' if gpu else ''}")
+    print(f"\nNext: assay predict mixtral-8x7b{f' --profile {shlex.quote(path)}' if gpu else ''}")

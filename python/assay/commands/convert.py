@@ -1,6 +1,7 @@
 """``assay convert``: a checkpoint written again, ready to be packed or in another project's format."""
 
 import argparse
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from assay.formats.checkpoint import open_checkpoint
     from assay.formats.convert import Options, convert
     from assay.report.progress import Progress
+    from assay.report.table import printable
 
     if not 0 < args.shard_gib < 1 << 30:
         raise ValueError(f"--shard-gib: expected a positive number, got {args.shard_gib}")
@@ -65,18 +67,13 @@ def run(args: argparse.Namespace) -> int:
         total = sum(t.nbytes for t in checkpoint.tensors.values())
     try:
         with Progress(float(total), f"convert to {args.to}") as bar:
-            rows = convert(args.file, args.output, options, lambda nbytes, name: bar.advance(nbytes, _safe(name)))
+            rows = convert(args.file, args.output, options, lambda nbytes, name: bar.advance(nbytes, printable(name)))
     except KeyboardInterrupt:
         if not args.output.endswith((".safetensors", ".gguf")):
             print("assay convert: finished shards are kept; the same command goes on with the rest", file=sys.stderr)
         raise
     _print(args, rows)
     return 0
-
-
-def _safe(text: str) -> str:
-    """Names from the file without control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _print(args: argparse.Namespace, rows: "list[Row]") -> None:
@@ -111,9 +108,9 @@ def _print(args: argparse.Namespace, rows: "list[Row]") -> None:
         return
     kept = "every weight kept" if worst == 0 else f"rounded: RMS error up to {table.percent(worst)} of a matrix's RMS"
     before, after = table.size(totals["bytes_before"]), table.size(totals["bytes_after"])
-    print(f"{_safe(args.output)}: {totals['count']} tensors, {before} -> {after}, {kept}\n")
+    print(f"{table.printable(args.output)}: {totals['count']} tensors, {before} -> {after}, {kept}\n")
     print(text)
-    print(f"\nnext: assay inspect {_safe(args.output)}")
+    print(f"\nNext: assay inspect {table.printable(shlex.quote(args.output))}")
 
 
 def _columns(table: Any) -> list[Any]:

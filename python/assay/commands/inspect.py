@@ -1,6 +1,7 @@
 """``assay inspect``: what a model file holds and runs as, and with ``--error`` what INT4 would cost a GGUF's matrices."""
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ def _text(report: dict[str, Any], fmt: str) -> str:
             return table.render(report["types"], types, fmt)
         return table.render([{**r, "stored": [f"{n} {t}" for t, n in r["stored"].items()]} for r in error["roles"]],
                             roles, fmt)  # fmt: skip
-    parts = [_headline(report, table.size), table.render(report["types"], types, fmt)]
+    parts = [_headline(report), table.render(report["types"], types, fmt)]
     if error is not None:
         s = error["settings"]
         parts += [
@@ -299,21 +300,28 @@ def _text(report: dict[str, Any], fmt: str) -> str:
             table.render(error["roles"], roles, fmt),
         ]
         if error["skipped"]:
-            parts.append("\n".join(f"left out: {_safe(x['tensor'])}: {_safe(x['reason'])}" for x in error["skipped"]))
+            parts.append(
+                "\n".join(
+                    f"left out: {table.printable(x['tensor'])}: {table.printable(x['reason'])}"
+                    for x in error["skipped"]
+                )
+            )
+    path, model = report["file"], report["kind"] == "GGUF" and report["model"] is not None
+    after = ["assay", "predict", path] if model else ["assay", "convert", path, "-o", "packed.safetensors"]
+    if report["kind"] != "assay":
+        parts.append(f"Next: {table.printable(shlex.join(after))}")
     return "\n\n".join(parts)
 
 
-def _safe(text: str) -> str:
-    """Names from the file without control characters, which a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+def _headline(report: dict[str, Any]) -> str:
+    """What the file is, and the model in it."""
+    from assay.report.table import printable, size
 
-
-def _headline(report: dict[str, Any], size: Any) -> str:
     kind = f"GGUF v{report['gguf_version']}" if report["gguf_version"] else report["kind"]
-    lines = [f"{_safe(report['file'])}: {kind}, {size(report['size_bytes'])}"]
+    lines = [f"{printable(report['file'])}: {kind}, {size(report['size_bytes'])}"]
     m = report["model"]
     if m is None:
-        return "\n".join([*lines, f"no model: {_safe(report['model_problem'])}"])
+        return "\n".join([*lines, f"no model: {printable(report['model_problem'])}"])
     experts = f", {m['num_experts']} experts of which {m['experts_per_token']} a token" if m["num_experts"] else ""
     active = f" ({m['active_params_per_token']:,} active)" if m["num_experts"] else ""
     lines.append(

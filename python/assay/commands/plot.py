@@ -28,7 +28,6 @@ OF_TECHNIQUES = ("speedups", "interactions")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "kinds:\n" + "\n".join(f"  {kind:13} {what}" for kind, what in KINDS.items())
     parser.add_argument("kind", metavar="KIND", choices=tuple(KINDS), help=", ".join(KINDS))
     parser.add_argument("-o", "--output", metavar="FILE", help="file to write: .svg, .png or .pdf (KIND.svg)")

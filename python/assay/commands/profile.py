@@ -1,6 +1,7 @@
 """``assay profile``: make a profile of benchmark results, and show what one holds."""
 
 import argparse
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def _import(args: argparse.Namespace) -> int:
     counts = [(len(profile.samples), "samples"), (len(profile.roofs), "roofs"), (len(profile.tables), "tables"),
               (sum(t.points for t in profile.tables), "points in them"), (len(profile.runs), "whole runs")]  # fmt: skip
     print(f"{args.output}: {', '.join(f'{n} {what}' for n, what in counts if n)} of {profile.machine.cpu}")
+    print(f"\nNext: {shlex.join(['assay', 'profile', 'show', args.output])}")
     return 0
 
 
@@ -78,6 +80,7 @@ def _show(args: argparse.Namespace) -> int:
         print(render(roofs, _roof_columns(), args.output), end="\n\n")
         parts = ((ops, _op_columns()), (tables, _table_columns()), (runs, _run_columns()))
         print("\n\n".join(render(rows, columns, args.output) for rows, columns in parts if rows))
+        print(f"\nNext: {shlex.join(['assay', 'predict', 'mixtral-8x7b', '--profile', path])}")
     return 0
 
 

@@ -37,7 +37,6 @@ default: all of moe (of a mixture), spec, int4, batching, silicon, distil, adapt
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = SYNTAX
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", default=DEFAULT_MODEL,

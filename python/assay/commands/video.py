@@ -1,6 +1,7 @@
 """``assay video``: what a second of generated video costs, by steps, frames and size. See docs/serving.md."""
 
 import argparse
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.output == "csv":
         sys.stdout.write(render(rows, _columns(), "csv"))
     else:
+        print(_verdict(rows), end="\n\n")
         print(render(rows, _columns(), args.output), end="\n\n")
         for row in rows if args.explain else []:
             print(_explained(row), end="\n\n")
@@ -95,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
             "- [low, high] are 90% intervals, at a judged share of the dense peak; the prompt's encoder and the VAE are in it."
         )
         print("- measured: as the model's makers publish it.")
-        print("\nNext: assay video cogvideox-5b --hardware h100-sxm --steps 25")
+        print(f"\nNext: {_next(args)}")
     return 0
 
 
@@ -123,6 +125,28 @@ def _explained(row: dict[str, Any]) -> str:
     )
     of = {"time_s": "the time", "usd_per_second": "dollars a second"}[row["inputs"][0]["of"]]
     return f"{row['model']} on {row['device']}: {terms}. What moves {of} most: {moved}."
+
+
+def _verdict(rows: list[dict[str, Any]]) -> str:
+    from assay.report import table
+
+    priced = [row for row in rows if row["usd_per_second"] is not None]
+    what, key, write = (
+        ("Cheapest", "usd_per_second", table.usd) if priced else ("Fastest", "work_per_second", table.seconds)
+    )
+    best = min(priced or rows, key=lambda row: row[key])
+    spent = write(best[key], best[f"{key}_low"], best[f"{key}_high"])
+    return f"{what} second of video: {spent}, by {best['model']} on {best['device']}."
+
+
+def _next(args: argparse.Namespace) -> str:
+    """What moves the clips just priced; for one model's, fewer steps."""
+    if not args.explain:
+        asked = (("--hardware", args.hardware, "h100-sxm,b200"), ("--steps", args.steps, None), ("--frames", args.frames, None),
+                 ("--size", args.size, None), ("--weights", args.weights, "bf16"), ("--usd-per-hour", args.usd_per_hour, None))  # fmt: skip
+        same = [word for name, value, default in asked if value != default for word in (name, str(value))]
+        return shlex.join(["assay", "video", *([args.model] if args.model else []), *same, "--explain"])
+    return shlex.join(["assay", "video", args.model or "cogvideox-5b", "--hardware", args.hardware, "--steps", "25"])
 
 
 def _size(text: str) -> tuple[int, int]:

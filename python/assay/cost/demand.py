@@ -117,7 +117,10 @@ class Task:
     def __post_init__(self) -> None:
         """Refuses tasks that ask for nothing."""
         if self.prompt.low < 1 or self.answer.high + self.hidden.high < 1 or self.calls.low < 1:
-            raise ValueError("task: expected at least one token in, one out and one call")
+            raise ValueError(
+                f"task: expected at least one token in, one out and one call, got {self.prompt.low:g} in, "
+                f"{self.answer.high + self.hidden.high:g} out and {self.calls.low:g} calls"
+            )
         if not 0 <= self.prefix_hit <= 1:
             raise ValueError(f"prefix_hit: expected a share, got {self.prefix_hit}")
 

@@ -137,8 +137,10 @@ def clip(
     draws = draws or Draws()
     if weights not in WEIGHTS:
         raise ValueError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
-    count, shown = steps or model.steps, frames or model.frames
-    across, up = width or model.width, height or model.height
+    count, shown, across, up = (
+        own if asked is None else asked
+        for asked, own in ((steps, model.steps), (frames, model.frames), (width, model.width), (height, model.height))
+    )
     if not 1 <= count <= 10000:
         raise ValueError(f"steps: expected 1 to 10000, got {count}")
     size = WEIGHTS[weights][0] / 8.0 * model.blocks_params

@@ -176,6 +176,11 @@ def signed_percent(value: float) -> str:
     return f"{100 * value:+.1f}%"
 
 
+def printable(text: str) -> str:
+    """Names from a file without control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def yes_no(value: bool) -> str:
     """ "yes" or "no"."""
     return "yes" if value else "no"
