@@ -6,13 +6,7 @@ import mmap
 import numpy as np
 import pytest
 
-
-def runnable_variants(op: str) -> list[str]:
-    """ISA tiers of an op that this build has and this CPU runs, scalar first."""
-    from assay.ops import info
-
-    found = [v["isa"] for v in info.variants() if v["op"] == op and v["compiled"] and v["supported"]]
-    return sorted(found, key=lambda isa: isa != "scalar")
+from variants import runnable_variants
 
 
 def pytest_generate_tests(metafunc):

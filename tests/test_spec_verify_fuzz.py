@@ -15,7 +15,7 @@ import pytest
 import assay
 from assay.ops.speculative import RULES, Ragged, SparseProbs
 from bf16 import BFloat16
-from conftest import runnable_variants
+from variants import runnable_variants
 
 CHAINS = ("rejection", "block")
 INTS = ("output_token_ids", "num_accepted", "num_emitted", "status", "accept_index", "counters")
