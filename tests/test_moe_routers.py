@@ -203,6 +203,64 @@ def test_bad_arguments_say_got_and_wanted():
         assay.moe_route(x, 2, bias=np.zeros(8))
 
 
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def best(values, k):
+    """Ones at the k largest values."""
+    return np.isin(np.arange(len(values)), np.argsort(-values, kind="stable")[:k])
+
+
+def over_sum(w):
+    return w / w.sum()
+
+
+def deepseek_v3(x, bias, k):
+    """Sigmoid plus bias, the two best of a group together, 4 of 8 groups, the k best of these; sigmoids over their sum."""
+    biased = sigmoid(x) + bias
+    groups = best(np.sort(biased.reshape(8, -1), axis=1)[:, -2:].sum(axis=1), 4)
+    return over_sum(sigmoid(x) * best(np.where(np.repeat(groups, len(x) // 8), biased, -np.inf), k))
+
+
+#: FlashInfer's RoutingMethodType: what moe_route calls it, and the method as FlashInfer's header says it: (logits, bias, k) to
+#: a weight of every expert, 0 for those not chosen.
+METHODS = {
+    "Default": ({"renormalize": False}, lambda x, _, k: softmax(x) * best(x, k)),
+    "Renormalize": ({"scoring": "softmax_topk"}, lambda x, _, k: softmax(np.where(best(x, k), x, -np.inf))),
+    "DeepSeekV3": ({"scoring": "sigmoid", "bias": True, "n_group": 8, "topk_group": 4}, deepseek_v3),
+    "Llama4": ({"scoring": "sigmoid", "renormalize": False}, lambda x, _, k: sigmoid(x) * best(x, k)),
+    "RenormalizeNaive": ({}, lambda x, _, k: over_sum(softmax(x) * best(x, k))),
+    "TopK": ({"scoring": "none"}, lambda x, _, k: x * best(x, k)),
+    "SigmoidRenorm": ({"scoring": "sigmoid"}, lambda x, _, k: over_sum(sigmoid(x) * best(x, k))),
+    "MiniMax2": ({"scoring": "sigmoid", "bias": True}, lambda x, b, k: over_sum(sigmoid(x) * best(sigmoid(x) + b, k))),
+    "Sigmoid": ({"scoring": "sigmoid", "renormalize": False}, lambda x, _, k: sigmoid(x) * best(sigmoid(x), k)),
+    "TopKSigmoid": ({"scoring": "sigmoid", "renormalize": False}, lambda x, _, k: sigmoid(np.where(best(x, k), x, -700.0))),
+    "SqrtSoftplus": ({"scoring": "sqrtsoftplus", "bias": True}, lambda x, b, k: over_sum(
+        np.sqrt(np.logaddexp(0, x)) * best(np.sqrt(np.logaddexp(0, x)) + b, k))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_methods_of_flashinfer(variant, name):
+    options, method = METHODS[name]
+    rng = np.random.default_rng(17)
+    x, bias = rng.standard_normal((20, 64)).astype(np.float32), rng.standard_normal(64).astype(np.float32)
+    k = 1 if name == "Llama4" else 8
+    options = {**options, "bias": bias} if options.get("bias") else options
+    got = assay.moe_route(x, k, isa=variant, **options)
+    every = np.zeros(x.shape)
+    np.put_along_axis(every, got.topk_ids.astype(np.int64), got.topk_weights, 1)
+    want = np.stack([method(row.astype(np.float64), bias.astype(np.float64), k) for row in x])
+    # As above; sums of 64.
+    np.testing.assert_allclose(every, want, rtol=2 * 1.7e-7 + (20 + 64 + 24) * 2.0**-24, atol=1e-300)
+
+
 def test_transformers_deepseek_v3_router_agrees():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

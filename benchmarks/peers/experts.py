@@ -21,7 +21,7 @@ TOLERANCE = 0.03
 #: Kinds of :func:`routing_logits`.
 TRAFFIC = ["uniform", "power", "correlated"]
 #: Token count up to which calls rotate through more memory than the caches hold, and through how many routings.
-DECODE_TOKENS, ROUTINGS = 16, 16
+DECODE_TOKENS, ROUTINGS = 16, 8
 #: Times the last-level cache that decoding rotates through, and bytes that are enough.
 ROTATED_CACHES, ROTATED_BYTES = 8.25, 1.25e9
 #: Experts of a layer that are drawn: the others are copies, at places of their own in memory, so that a layer is soon made.
