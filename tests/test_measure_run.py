@@ -101,7 +101,8 @@ def test_a_run_writes_a_profile_that_loads(tmp_path):
     assert {(r.name, r.threads) for r in again.roofs} == {(n, t) for n in profile.ROOF_UNITS for t in (1, 2)}
     assert set(again.fits) == {"w4a8_gemm", "w4a16_gemm", "moe_experts", "moe_route", "chain_verify"}
     assert again.accuracy["w4a8_gemm"]["n"] >= 4
-    assert sum(told) == pytest.approx(again.settings["measured_s"], abs=0.01), "progress counts what was measured"
+    assert sum(told) >= again.settings["measured_s"], "progress counts the seconds that pass, checks and all"
+    assert min(told) >= 0
 
 
 def test_ctrl_c_keeps_the_points_and_the_next_run_goes_on(tmp_path):

@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from assay.errors import ProfileError
-from assay.profile import Roof, Sample
+from assay.profile import SET_ROOFS, Roof, Sample
 
 COMPUTE_ROOF = {
     "w4a8_gemm": "int8_peak",
@@ -30,6 +32,24 @@ class Roofs:
     def threads(self, name: str) -> tuple[int, ...]:
         """Thread counts at which a roof was measured."""
         return tuple(sorted(self._by_name.get(name, {})))
+
+    def reuse(self, working_set: float, threads: int) -> tuple[float, Roof]:
+        """How many times as fast as DRAM so many bytes are read that are read again and again, at least 1; and the roof that says so.
+
+        Between measured sizes the logarithm of the speed is linear in that of the size, and it never grows with the size. 1 where
+        no such roof was measured.
+        """
+        dram = self.get("dram_read", threads)
+        knots = [(size, self.get(name, threads)) for name, size in SET_ROOFS.items() if name in self]
+        if not knots:
+            return 1.0, dram
+        speeds = np.maximum.accumulate([math.log(max(roof.median / dram.median, 1.0)) for _, roof in knots[::-1]])[::-1]
+        sizes = [math.log(size) for size, _ in knots]
+        size = math.log(max(working_set, 1.0))
+        nearest = min(range(len(knots)), key=lambda i: abs(sizes[i] - size))
+        # Beyond the largest set that was read nothing is kept, whatever the last reading was a little above DRAM.
+        gain = 0.0 if size > sizes[-1] else float(np.interp(size, sizes, speeds))
+        return math.exp(gain), knots[nearest][1]
 
     def named(self, name: str) -> str:
         """The roof that stands for `name` here."""

@@ -1,6 +1,6 @@
 """A decoder-only transformer as kernel calls: what one decode step and one prefill cost on a calibrated machine.
 
-A step is a sum of calls, since kernels run one after another. Its interval takes the errors of calls of one op as fully
+A step is a sum of calls, since kernels run one after another, and of what they cost each other where that was measured. Its interval takes the errors of calls of one op as fully
 correlated (they share a fit: their interval ends add up) and of different ops as independent (their half widths add in
 quadrature). Not priced: norms, rotary embedding, activation functions, residual additions.
 """
@@ -372,6 +372,15 @@ def _selection(model: ModelSpec, cost: CostModel, threads: int, batch: int) -> l
     return [_call("next_token", "chain_verify", 1.0, f"B={batch} V={model.vocab_size}", estimate)]
 
 
+def _between(calls: Sequence[Call], cost: CostModel, threads: int) -> list[Call]:
+    """What the calls of calibrated kernels cost each other."""
+    estimate = cost.between_calls(threads)
+    count = sum(c.count for c in calls if cost.calibrated(c.op))
+    if estimate is None or not count or estimate.high_s == 0.0:
+        return []
+    return [_call("between_calls", "sequence", count, f"{count:.4g} calls", estimate)]
+
+
 def _sum(calls: Sequence[Call]) -> StepEstimate:
     by_op: dict[str, list[float]] = {}
     for c in calls:
@@ -443,11 +452,16 @@ def step_cost(
     check_kv(kv)
     _at_least("batch", batch, 1)
     _at_least("context_len", context_len, 0)
+    # Each step reads all of this again. Experts: all of them, for each step touches others.
+    weights = sum(
+        _bits(model, m, formats) / 8.0 * m.n * m.k * model.copies(m) for m in model.matrices if m.role != "embedding"
+    )
+    cost_model = cost_model.reading(weights + KV_BYTES[kv] * batch * model.kv_elements(context_len))
     calls = _weights(model, formats, cost_model, threads, batch, batch)
     calls += _attention(model, cost_model, threads, kv, batch=batch, new=1, past=context_len)
     calls += _routing(model, cost_model, threads, batch)
     calls += _selection(model, cost_model, threads, batch)
-    return _sum(calls)
+    return _sum(calls + _between(calls, cost_model, threads))
 
 
 def prefill_chunk(cost_model: CostModel, precision: str, isl: int) -> int:
@@ -487,7 +501,7 @@ def prefill_cost(
     head = replace(model, matrices=tuple(m for m in model.matrices if m.role == "lm_head"))
     calls += _price_products(_products(head, formats, 1, 1), cost_model, threads)
     calls += _selection(model, cost_model, threads, 1)
-    return _sum(calls)
+    return _sum(calls + _between(calls, cost_model, threads))
 
 
 def _times(call: Call, count: int) -> Call:

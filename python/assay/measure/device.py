@@ -14,6 +14,7 @@ from .clock import Timer
 from .points import Point, candidates, grid
 from .power import Meter
 from .roofs import Roofs
+from .sequence import SequenceTimer
 from .workloads import Workloads
 
 #: Below this ratio of int8 peaks two threads share one core: everything measured at two threads is then one core's.
@@ -157,6 +158,9 @@ class Host:
 
     def timer(self, point: Point) -> tuple[str, PointTimer]:
         assert self._workloads is not None
+        if point.op == "sequence":
+            variant, order = self._workloads.stack(point)
+            return variant, SequenceTimer(order)
         made = self._workloads.make(point)
         return made.variant, Timer(made.rotation)
 

@@ -13,6 +13,8 @@ from .points import Point
 
 #: From this many rows a GEMM is measured against the int8 (w4a16: float32) peak, below it against DRAM.
 COMPUTE_ROWS = 32
+#: What an op's errors on points outside the fit are held to; repeats that differ by more allow this many times their spread.
+MEDIAN_ERROR, P90_ERROR, REPEATS = 0.05, 0.15, 1.5
 
 
 def roof_rows(profile: Profile) -> list[dict[str, Any]]:
@@ -48,6 +50,19 @@ def roof_fraction(profile: Profile, sample: Sample) -> tuple[str, float] | None:
     roof = profile.roof(name, sample.threads)
     ceiling = near or (roof.median if roof else None)
     return (name, work / sample.median_s / ceiling) if ceiling else None
+
+
+def verdict(profile: Profile) -> tuple[list[str], list[str]]:
+    """Ops whose errors on points outside the fit are as small as wanted, and those whose are not."""
+    met: list[str] = []
+    missed: list[str] = []
+    for op, row in profile.accuracy.items():
+        if not row.get("n") or op == "sequence":
+            continue
+        allowed = REPEATS * row.get("repeat_spread", 0.0)
+        good = row["median_ape"] <= max(MEDIAN_ERROR, allowed) and row["p90_ape"] <= max(P90_ERROR, allowed)
+        (met if good else missed).append(op)
+    return met, missed
 
 
 def point_rows(profile: Profile) -> list[dict[str, Any]]:
