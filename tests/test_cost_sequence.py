@@ -201,3 +201,60 @@ def test_a_set_that_is_read_now_fast_now_slow_widens_the_interval():
     a, b = (step_cost(replace(DENSE), "int4", 1, 0, m, 1) for m in (steady, shaky))
     assert b.low_s < a.low_s
     assert b.high_s > a.high_s
+
+
+# ---- a machine whose speed is another at each calibration --------------------------------------------------
+
+
+def earlier(*speeds, made):
+    return [
+        {"created_utc": f"2026-01-0{i}", "roofs": {f"{r.name}@{r.threads}": r.median * speed for r in made.roofs}}
+        for i, speed in enumerate(speeds, 1)
+    ]
+
+
+def test_what_roofs_moved_between_runs_is_in_the_drift():
+    made = synthetic_profile()
+    roof = made.roof("dram_read", 1)
+    within = 1.645 / 1.349 * roof.spread
+    assert Roofs(made.roofs).drift(roof) == pytest.approx(within)
+    # Two runs: how far they are apart. Four: the largest of six differences.
+    for speeds, apart in (((1.2,), math.log(1.2)), ((1.2, 0.9, 1.0), math.log(1.2 / 0.9))):
+        found = Roofs(made.roofs, earlier(*speeds, made=made)).drift(roof)
+        assert found == pytest.approx(math.hypot(within, apart))
+    # Many: the 90th percentile, which one odd run does not set.
+    many = Roofs(made.roofs, earlier(*[1.01, 0.99] * 9, 3.0, made=made)).drift(roof)
+    assert math.hypot(within, math.log(1.01)) < many < math.log(3.0) + within
+
+
+def test_a_step_is_less_sure_on_a_machine_that_was_found_to_change():
+    made = synthetic_profile()
+    steady = step_cost(DENSE, "int4", 4, 100, fit_profile(made), 2)
+    made.settings["earlier"] = earlier(1.3, made=made)
+    moved = step_cost(DENSE, "int4", 4, 100, fit_profile(made), 2)
+    assert moved.time_s == pytest.approx(steady.time_s)
+    assert moved.low_s < steady.low_s
+    assert moved.high_s > steady.high_s
+    made.fits, made.accuracy = summarise(made)
+    read = Profile.from_json(json.loads(json.dumps(made.to_json())))
+    assert step_cost(DENSE, "int4", 4, 100, load_model(read), 2).high_s == pytest.approx(moved.high_s)
+
+
+def test_a_profile_remembers_the_runs_that_it_replaced():
+    made = synthetic_profile()
+    (first,) = made.runs_until_now()
+    assert first["roofs"]["dram_read@2"] == made.roof("dram_read", 2).median
+    made.settings["earlier"] = earlier(*[1.0] * 25, made=made)
+    kept = made.runs_until_now()
+    assert len(kept) == 20
+    assert kept[-1] == first
+
+
+@pytest.mark.parametrize("value", [0.0, "fast", None])
+def test_what_an_earlier_run_must_say(value):
+    made = synthetic_profile()
+    made.settings["earlier"] = [{"created_utc": "2026-01-01", "roofs": {"dram_read@1": value}}]
+    with pytest.raises(
+        ProfileError, match=r"\$\.settings\.earlier\[0\]\.roofs\.dram_read@1: expected a finite number above 0"
+    ):
+        Profile.from_json(made.to_json())

@@ -33,6 +33,8 @@ SCHEMA = "assay-profile"
 SCHEMA_VERSION = 1
 MAX_PROFILE_BYTES = 64 * 2**20  # a full calibration is under 2 MiB; more than this is not a profile
 
+MAX_EARLIER = 20  # calibrations whose roofs a profile remembers
+
 MODES = ("quick", "full", "imported", "published")
 ROOF_UNITS = {
     "dram_read": "bytes_per_s",
@@ -191,6 +193,11 @@ class Profile:
     def roof(self, name: str, threads: int) -> Roof | None:
         """The roof of that name and thread count, or None."""
         return next((r for r in self.roofs if r.name == name and r.threads == threads), None)
+
+    def runs_until_now(self) -> list[Json]:
+        """The medians of this run's roofs behind those of the runs that it replaced, as ``settings.earlier`` keeps them."""
+        now = {"created_utc": self.created_utc, "roofs": {f"{r.name}@{r.threads}": r.median for r in self.roofs}}
+        return [*self.settings.get("earlier", []), now][-MAX_EARLIER:]
 
     def to_json(self) -> dict[str, Json]:
         """The profile as the JSON object described in docs/profile-format.md (not yet validated)."""
@@ -421,6 +428,11 @@ def _profile(value: Json) -> Profile:
         raise fail("$.settings.mode", " or ".join(MODES), settings["mode"])
     for i, threads in enumerate(check_list(settings["threads"], "$.settings.threads")):
         check_int(threads, f"$.settings.threads[{i}]", 1)
+    for i, earlier in enumerate(check_list(settings.get("earlier", []), "$.settings.earlier")):
+        path = f"$.settings.earlier[{i}]"
+        run = check_object(earlier, path, ("created_utc", "roofs"), optional=None)
+        for name, median in check_object(run["roofs"], f"{path}.roofs", (), optional=None).items():
+            check_number(median, f"{path}.roofs.{name}", positive=True)
     check_text(package["assay"], "$.package.assay")
     check_text(package["compiler"], "$.package.compiler")
     for op, variant in check_object(package["kernels"], "$.package.kernels", (), optional=None).items():

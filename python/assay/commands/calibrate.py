@@ -90,6 +90,12 @@ def _verdict(made: Any) -> str:
             f" {signed_percent(stacks['bias'])}, {percent(stacks['coverage'])} in their 90% intervals; a call costs the next"
             f" {between}"
         )
+    if (moved := summary.moved_between_runs(made)) is not None:
+        runs = len(made.settings["earlier"])
+        lines.append(
+            f"against {runs} earlier calibration{'s' if runs > 1 else ''} the machine's roofs moved by up to {percent(moved)};"
+            " intervals of predictions contain that"
+        )
     return "\n".join(lines)
 
 

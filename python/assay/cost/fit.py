@@ -272,7 +272,7 @@ def fit_profile(profile: Profile) -> CostModel:
     ProfileError
         A needed roof is missing.
     """
-    roofs = Roofs(profile.roofs)
+    roofs = Roofs(profile.roofs, profile.settings.get("earlier", ()))
     fits: dict[str, OpFit] = {}
     accuracy: dict[str, Any] = {}
     for op in (*MATRIX_OPS, *LINEAR_TERMS):

@@ -205,10 +205,10 @@ class CostModel:
         assert isinstance(chosen, GemmClass)
         product = product_of(op, params)
         memory_roof, gain = self.roofs.get(memory_roof_name(params), threads), 1.0
-        memory_drift = _drift(memory_roof)
+        memory_drift = self.roofs.drift(memory_roof)
         if resident == "dram" and near is None:
             gain, kept = self._reuse(threads)
-            memory_drift = max(memory_drift, _drift(kept)) if gain > 1.0 else memory_drift
+            memory_drift = max(memory_drift, self.roofs.drift(kept)) if gain > 1.0 else memory_drift
         compute_roof = self.roofs.get(COMPUTE_ROOF[op], threads)
         if near is not None:
             moved: FloatArray = np.array([near.bytes])
@@ -265,7 +265,7 @@ class CostModel:
         half = np.sqrt(
             (fit.half_width_log + widen) ** 2
             + (memory_drift * memory_s / body) ** 2
-            + (_drift(compute_roof) * compute_s / body) ** 2
+            + (self.roofs.drift(compute_roof) * compute_s / body) ** 2
         )
         # Who else uses the cache may take what it keeps of these weights: the slow end is that of all from DRAM.
         slowest = chosen.overhead_s + smooth_max(from_dram, compute, chosen.p)
@@ -326,11 +326,6 @@ class CostModel:
 
 def _group_text(group: int) -> str:
     return "whole row" if group < 0 else str(group)
-
-
-def _drift(roof: Roof) -> float:
-    """90% half width in log of a roof that was measured with this spread: 1.645 sigma, sigma = IQR / 1.349."""
-    return 1.645 / 1.349 * roof.spread
 
 
 def _estimates(

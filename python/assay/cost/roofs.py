@@ -19,15 +19,33 @@ COMPUTE_ROOF = {
 
 
 class Roofs:
-    """Measured ceilings by name and threads; of a thread count without one, the nearest is taken."""
+    """Measured ceilings by name and threads; of a thread count without one, the nearest is taken.
 
-    def __init__(self, roofs: Iterable[Roof]) -> None:
+    ``earlier``: medians by ``name@threads`` of earlier runs on the machine, as a profile's ``settings.earlier`` has them.
+    """
+
+    def __init__(self, roofs: Iterable[Roof], earlier: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._earlier = [run["roofs"] for run in earlier]
         self._by_name: dict[str, dict[int, Roof]] = {}
         for roof in roofs:
             self._by_name.setdefault(roof.name, {})[roof.threads] = roof
 
     def __contains__(self, name: str) -> bool:
         return name in self._by_name
+
+    def drift(self, roof: Roof) -> float:
+        """90% half width, in log, of what a roof will be when a prediction is used.
+
+        Within a run 1.645 sigma, sigma = IQR / 1.349. Between runs, where there were several: the 90th percentile of how far
+        the medians of two runs were apart (the largest of fewer than ten). The two are independent.
+        """
+        within = 1.645 / 1.349 * roof.spread
+        key = f"{roof.name}@{roof.threads}"
+        medians = np.log([*(run[key] for run in self._earlier if key in run), roof.median])
+        if medians.size < 2:
+            return within
+        apart = np.sort([abs(a - b) for i, a in enumerate(medians) for b in medians[:i]])
+        return math.hypot(within, float(apart[min(math.ceil(0.9 * (apart.size + 1)), apart.size) - 1]))
 
     def threads(self, name: str) -> tuple[int, ...]:
         """Thread counts at which a roof was measured."""

@@ -142,7 +142,11 @@ def model_from_json(fits: Mapping[str, Any], profile: Profile) -> CostModel:
                 f"$.fits.{op}: expected a fit as assay writes it, got a broken one ({error!r})"
             ) from error
     return CostModel(
-        ops, Roofs(profile.roofs), dict(profile.package.get("kernels", {})), dict(profile.accuracy), sequence=sequence
+        ops,
+        Roofs(profile.roofs, profile.settings.get("earlier", ())),
+        dict(profile.package.get("kernels", {})),
+        dict(profile.accuracy),
+        sequence=sequence,
     )
 
 

@@ -138,6 +138,18 @@ class Run:
         self._earlier_roofs: dict[tuple[str, int], list[float]] = {}
         self._saved_at = perf_counter()
         self._reported_at = perf_counter()
+        self._earlier = self._runs_before()
+
+    def _runs_before(self) -> list[Any]:
+        """What the profile that this run replaces, if it is this machine's, knows of the roofs of that and earlier runs."""
+        if not self.path.exists():
+            return []
+        try:
+            old = profile.load(self.path)
+        except ProfileError:
+            return []
+        same = old.complete and old.machine.fingerprint == self.device.machine(False).fingerprint
+        return old.runs_until_now() if same else []
 
     @property
     def expected_s(self) -> float:
@@ -162,6 +174,7 @@ class Run:
             settings={
                 "mode": self.mode, "threads": self.threads, "budget_s": self.budget_s,
                 "measured_s": round(self.measured_s, 3), "notes": self.notes, "refinement": self.refinement,
+                "earlier": self._earlier,
             },
             roofs=[profile.Roof.of(name, t, values) for (name, t), values in self._readings().items()],
             samples=[

@@ -65,6 +65,18 @@ def verdict(profile: Profile) -> tuple[list[str], list[str]]:
     return met, missed
 
 
+def moved_between_runs(profile: Profile) -> float | None:
+    """The largest change of a memory or compute roof against an earlier run's; None without any."""
+    now = {f"{r.name}@{r.threads}": r.median for r in profile.roofs if r.unit != "s"}
+    changes = [
+        abs(math.log(run["roofs"][key] / median))
+        for run in profile.settings.get("earlier", ())
+        for key, median in now.items()
+        if key in run["roofs"]
+    ]
+    return math.expm1(max(changes)) if changes else None
+
+
 def point_rows(profile: Profile) -> list[dict[str, Any]]:
     """One row a sample: what was measured, and what the profile's model says on the roofs measured beside it.
 
