@@ -7,7 +7,7 @@ Runs every matrix product of a dense model's decode step in order, on random wei
 that they come from DRAM as in a model), then picks the tokens; in turns with the same calls alone, one shape after another.
 What the profile's fit says of just these calls stands beside it, with its interval. The error has two parts: that of the
 kernels' laws (their sum against the calls alone), and what calls cost each other (step less calls alone, by call), measured and predicted.
-Attention and norms are in neither: no kernel of theirs is calibrated. No layer of these models is among those that the profile's
+The last column is the share of the processors that other programs and other guests of the host took meanwhile. Attention and norms are in neither: no kernel of theirs is calibrated. No layer of these models is among those that the profile's
 stacks are made of.
 """
 
@@ -26,11 +26,12 @@ from assay.catalog import resolve_model
 from assay.cost.stored import load_model
 from assay.cost.transformer import step_cost
 from assay.machine import memory_bytes
+from assay.measure.contention import Contention
 from assay.measure.sequence import SequenceTimer
 from assay.ops.int4 import aligned_empty
 from assay.ops.int8 import PackedInt8
 from assay.report.progress import Progress
-from assay.report.table import Column, render, seconds, signed_percent, yes_no
+from assay.report.table import Column, percent, render, seconds, signed_percent, yes_no
 
 GROUP = 32
 COLUMNS = [
@@ -45,6 +46,7 @@ COLUMNS = [
     Column("kernels_error", "kernels alone", signed_percent),
     Column("between_s", "between calls", seconds),
     Column("predicted_between_s", "predicted", seconds),
+    Column("others", "others' CPU", percent),
 ]
 
 
@@ -83,8 +85,8 @@ def step_of(spec, precision: str, pages: str):
     return step + [copy_of(random_weights(m.n, m.k, precision, rng), empty) for m in heads]
 
 
-def measure(weights, precision: str, batch: int, threads: int, repeats: int) -> tuple[float, float]:
-    """Median seconds of a step, and of its calls alone."""
+def measure(weights, precision: str, batch: int, threads: int, repeats: int):
+    """Median seconds of a step, and of its calls alone; the share of the processors that others took meanwhile."""
     gemm = assay.w4a8_gemm if precision == "int4" else assay.w8a8_gemm
     rng = np.random.default_rng(1)
     a = {k: rng.standard_normal((batch, k), dtype=np.float32) for k in {w.k for w in weights}}
@@ -98,8 +100,9 @@ def measure(weights, precision: str, batch: int, threads: int, repeats: int) -> 
     timer = SequenceTimer([*(rotations[w.n, w.k] for w in weights), cycle([choice])])
     timer.visit(0.0, 1, 1)
     timer.samples.clear()
+    others = Contention()
     timer.visit(0.0, repeats, repeats)
-    return statistics.median(timer.samples), timer.conditions["alone_s"]
+    return statistics.median(timer.samples), timer.conditions["alone_s"], others.share()
 
 
 def cells(spec, precision: str, batches, cost, args, bar):
@@ -107,7 +110,7 @@ def cells(spec, precision: str, batches, cost, args, bar):
     weights = step_of(spec, precision, args.pages)
     for threads in cost.threads():
         for batch in batches:
-            took, alone = measure(weights, precision, batch, threads, args.repeats)
+            took, alone, others = measure(weights, precision, batch, threads, args.repeats)
             step = step_cost(spec, precision, batch, 0, cost, threads)
             parts = [c for c in step.calls if c.basis == "measured"]
             between = next((c for c in parts if c.op == "sequence"), None)
@@ -122,6 +125,7 @@ def cells(spec, precision: str, batches, cost, args, bar):
                 "error": said / took - 1, "inside": low <= took <= high,
                 "alone_s": alone, "kernels_error": laws / alone - 1,
                 "between_s": (took - alone) / (len(weights) + 1),
+                "others": others,
                 "predicted_between_s": between.time_s / between.count if between else None,
             }  # fmt: skip
 
