@@ -97,6 +97,38 @@ def test_bad_arguments(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_the_verdict_names_ops_that_miss_and_how_far_the_machine_moved(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "p.json"
+    assert main(["calibrate", "--threads", "1", "-o", str(path)]) == 0
+    assert "earlier calibration" not in capsys.readouterr().out
+    real = summary.verdict
+    monkeypatch.setattr(summary, "verdict", lambda made: (["w4a8_gemm"], ["chain_verify"]) if real(made) else None)
+    assert main(["calibrate", "--threads", "1", "-o", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 2 ops within 5.0% in the median and 15.0% at the 90th percentile" in out
+    assert "not chain_verify (median error" in out
+    assert "against 1 earlier calibration the machine's roofs moved by up to" in out
+
+
+def test_what_an_op_is_held_to():
+    made = synthetic_profile()
+    row = {"n": 9, "median_ape": 0.04, "p90_ape": 0.14, "bias": 0.0, "coverage": 0.9, "repeat_spread": 0.01}
+    made.accuracy = {
+        "good": row, "median": row | {"median_ape": 0.06}, "tail": row | {"p90_ape": 0.16},
+        "noisy": row | {"median_ape": 0.2, "p90_ape": 0.29, "repeat_spread": 0.2},
+        "unknown": row | {"n": 0}, "sequence": row,
+    }  # fmt: skip
+    assert summary.verdict(made) == (["good", "noisy"], ["median", "tail"])
+
+
+def test_the_largest_move_of_a_roof():
+    made = synthetic_profile()
+    assert summary.moved_between_runs(made) is None
+    roof = made.roof("llc_read", 1)
+    made.settings["earlier"] = [{"created_utc": "", "roofs": {"llc_read@1": roof.median / 1.25, "gone@1": 1.0}}]
+    assert summary.moved_between_runs(made) == pytest.approx(0.25)
+
+
 # ---- the summary ------------------------------------------------------------------------------------------------
 
 

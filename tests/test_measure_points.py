@@ -96,7 +96,15 @@ def test_a_profile_accepts_every_point(mode):
     profile = synthetic_profile()
     profile.samples = [
         Sample.of(
-            p.op, "scalar", p.threads, p.params, moved_bytes=p.bytes, ops=p.ops, time_s=[1e-3], held_out=p.held_out
+            p.op,
+            "scalar",
+            p.threads,
+            p.params,
+            moved_bytes=p.bytes,
+            ops=p.ops,
+            time_s=[1e-3],
+            held_out=p.held_out,
+            conditions={"alone_s": 9e-4} if p.op == "sequence" else None,
         )
         for p in points
     ]

@@ -101,7 +101,24 @@ def test_a_run_writes_a_profile_that_loads(tmp_path):
     assert {(r.name, r.threads) for r in again.roofs} == {(n, t) for n in profile.ROOF_UNITS for t in (1, 2)}
     assert set(again.fits) == {"w4a8_gemm", "w4a16_gemm", "moe_experts", "moe_route", "chain_verify"}
     assert again.accuracy["w4a8_gemm"]["n"] >= 4
-    assert sum(told) == pytest.approx(again.settings["measured_s"], abs=0.01), "progress counts what was measured"
+    assert sum(told) >= again.settings["measured_s"], "progress counts the seconds that pass, checks and all"
+    assert min(told) >= 0
+
+
+def test_the_next_run_remembers_the_roofs_of_the_one_it_replaces(tmp_path):
+    path = tmp_path / "p.json"
+    points = [gemm(m, 64, 256, 1) for m in (1, 2)]
+    first = new_run(path, threads=[1], points=points, budget_s=0.1).measure(nothing)
+    assert first.settings["earlier"] == []
+    second = new_run(path, threads=[1], points=points, budget_s=0.1).measure(nothing)
+    (kept,) = second.settings["earlier"]
+    assert kept["created_utc"] == first.created_utc
+    assert kept["roofs"] == {f"{r.name}@{r.threads}": r.median for r in first.roofs}
+    # Another machine's run says nothing of this one.
+    profile.save(dataclasses.replace(second, machine=dataclasses.replace(second.machine, fingerprint="other")), path)
+    assert new_run(path, threads=[1], points=points).collect(complete=False).settings["earlier"] == []
+    path.write_text("broken")
+    assert new_run(path, threads=[1], points=points).collect(complete=False).settings["earlier"] == []
 
 
 def test_ctrl_c_keeps_the_points_and_the_next_run_goes_on(tmp_path):

@@ -52,13 +52,51 @@ def run(args: argparse.Namespace) -> int:
     elif note := job.resume():
         print(note, file=sys.stderr)
     try:
-        with Progress(job.budget_s, f"calibrate --{mode}", show=True) as bar:
+        with Progress(job.expected_s, f"calibrate --{mode}", show=True) as bar:
             made = job.measure(bar.advance)
     except calibration.InterruptedRunError as stop:
         print(f"assay calibrate: {stop}", file=sys.stderr)
         return 130
     _print(made, str(path), args.format)
     return 0
+
+
+def _verdict(made: Any) -> str:
+    """How far the profile's predictions are to be trusted, in a line or two."""
+    from assay.measure import summary
+    from assay.report.table import percent, seconds, signed_percent
+
+    met, missed = summary.verdict(made)
+    lines = []
+    if met or missed:
+        line = (
+            f"points outside the fit: {len(met)} of {len(met) + len(missed)} ops within {percent(summary.MEDIAN_ERROR)} in the"
+            f" median and {percent(summary.P90_ERROR)} at the 90th percentile, or within what repeats differ by"
+        )
+        rows = {op: made.accuracy[op] for op in missed}
+        tail = ", ".join(
+            f"{op} (median error {percent(r['median_ape'])}, 90th pct. {percent(r['p90_ape'])})"
+            for op, r in rows.items()
+        )
+        lines.append(f"{line}; not {tail}" if missed else line)
+    stacks = made.accuracy.get("sequence", {})
+    if stacks.get("n"):
+        between = ", ".join(
+            f"{seconds(c['seconds'])} at {c['threads']} thread{'s' if c['threads'] > 1 else ''}"
+            for c in made.fits["sequence"]["classes"]
+        )
+        lines.append(
+            f"{stacks['n']} stacks of layers predicted whole: median error {percent(stacks['median_ape'])}, bias"
+            f" {signed_percent(stacks['bias'])}, {percent(stacks['coverage'])} in their 90% intervals; a call costs the next"
+            f" {between}"
+        )
+    if (moved := summary.moved_between_runs(made)) is not None:
+        runs = len(made.settings["earlier"])
+        lines.append(
+            f"against {runs} earlier calibration{'s' if runs > 1 else ''} the machine's roofs moved by up to {percent(moved)};"
+            " intervals of predictions contain that"
+        )
+    return "\n".join(lines)
 
 
 def _print(made: Any, path: str, fmt: str) -> None:
@@ -83,7 +121,7 @@ def _print(made: Any, path: str, fmt: str) -> None:
         Column(("median", "unit"), "median", roof_value),
         Column("spread", "spread", percent),
     ]
-    op_columns = [
+    speed_columns = [
         Column("op", "op"),
         Column("threads", "threads"),
         Column("points", "points"),
@@ -93,6 +131,8 @@ def _print(made: Any, path: str, fmt: str) -> None:
         Column("roof", "against"),
         Column("best_of_roof", "best", percent),
         Column("median_of_roof", "median", percent),
+    ]
+    error_columns = [
         Column("held_out_points", "held out"),
         Column("held_out_median_ape", "median error", percent),
         Column("held_out_p90_ape", "p90", percent),
@@ -100,21 +140,20 @@ def _print(made: Any, path: str, fmt: str) -> None:
         Column("coverage", "in 90% interval", percent),
     ]
     if fmt == "csv":
-        print(render(ops, op_columns, fmt), end="")
+        print(render(ops, [*speed_columns, *error_columns], fmt), end="")
         return
     gpu = made.machine.extra.get("kind") == "gpu"
-    gemm = made.accuracy.get("w4a8_gemm", {})
-    error = (
-        f"; w4a8_gemm on {gemm['n']} held-out points: median error {percent(gemm['median_ape'])}"
-        if gemm.get("n")
-        else ""
-    )
     print(
         f"{made.machine.cpu}, {made.machine.cores} {'multiprocessors' if gpu else 'cores'}: {len(made.samples)} points in"
-        f" {made.settings['measured_s']:.0f} s{error}\nprofile: {path}\n"
+        f" {made.settings['measured_s']:.0f} s\nprofile: {path}"
     )
+    print(_verdict(made), end="\n\n")
     print(render(roofs, roof_columns, fmt), end="\n\n")
-    print(render(ops, op_columns, fmt))
+    print(render(ops, speed_columns, fmt), end="\n\n")
+    judged = list({row["op"]: row for row in ops if row["held_out_points"]}.values())
+    if judged:
+        print("Points that the fit never saw:\n")
+        print(render(judged, [speed_columns[0], *error_columns], fmt))
     for note in made.settings["notes"]:
         print(f"warning: {note}")
     if refined := made.settings.get("refinement"):

@@ -9,6 +9,7 @@ falls when the batch grows.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from assay.cost.kernel_model import CostModel
 from assay.cost.laws import LINEAR_TERMS, GemmClass, LinearClass, OpFit, group_class, linear_features, product_of
 from assay.cost.roofline import FloatArray
 from assay.cost.roofs import COMPUTE_ROOF, Roofs, memory_roof_name, roof_of
+from assay.cost.sequence import fit_sequence, stack_errors
 from assay.cost.solve import minimise, non_negative
 from assay.profile import MATRIX_OPS, Profile, Sample
 
@@ -270,11 +272,20 @@ def fit_profile(profile: Profile) -> CostModel:
     ProfileError
         A needed roof is missing.
     """
-    roofs = Roofs(profile.roofs)
+    roofs = Roofs(profile.roofs, profile.settings.get("earlier", ()))
     fits: dict[str, OpFit] = {}
     accuracy: dict[str, Any] = {}
     for op in (*MATRIX_OPS, *LINEAR_TERMS):
         samples = [s for s in profile.samples if s.op == op]
         if any(not s.held_out for s in samples):
             fits[op], accuracy[op] = _fit_op(op, samples, roofs)
-    return CostModel(fits, roofs, dict(profile.package.get("kernels", {})), accuracy)
+    model = CostModel(fits, roofs, dict(profile.package.get("kernels", {})), accuracy)
+    stacks = [s for s in profile.samples if s.op == "sequence"]
+    if not stacks:
+        return model
+    errors, inside = stack_errors(stacks, model)
+    accuracy["sequence"] = {
+        **_accuracy(errors, errors, "stacks of layers, predicted whole", float(np.median([s.spread for s in stacks]))),
+        "coverage": float(np.mean(inside)) if inside else None,
+    }
+    return replace(model, sequence=fit_sequence(stacks))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from assay.cost.laws import (
     LinearClass,
     OpFit,
     Params,
+    SequenceClass,
     group_class,
     linear_bytes,
     linear_features,
@@ -46,13 +47,19 @@ KERNEL_OF_OP = {
 class CostModel:
     """What a profile knows about kernels: fitted laws by op, roofs, which variant runs when none is named, and how far
     predictions of points outside the fits were off (as `assay.cost.stored.summarise` returns it); and the tables that others
-    measured, which price what they cover where the profile has no kernel of its own."""
+    measured, which price what they cover where the profile has no kernel of its own; and what calls of a step cost each other."""
 
     ops: Mapping[str, OpFit]
     roofs: Roofs
     kernels: Mapping[str, str] = field(default_factory=dict)
     accuracy: Mapping[str, Any] = field(default_factory=dict)
     tables: "Tables | None" = None
+    sequence: tuple[SequenceClass, ...] = ()
+    working_set: float | None = None
+
+    def reading(self, working_set: float) -> "CostModel":
+        """The same for calls that read so many bytes over and over, part of which a cache may keep."""
+        return replace(self, working_set=working_set)
 
     def table(self, op: str, precision: str) -> "StoredTable | None":
         """The imported table that prices an op of `assay.tables.SIZES` in a precision, or None."""
@@ -61,6 +68,16 @@ class CostModel:
     def calibrated(self, op: str) -> bool:
         """Whether a fitted law stands behind ``op``."""
         return op in self.ops
+
+    def between_calls(self, threads: int) -> Estimate | None:
+        """What each call of a step costs beyond itself alone; None where that was not measured."""
+        if not self.sequence:
+            return None
+        found = min(self.sequence, key=lambda c: abs(math.log(c.threads / threads)))
+        low, time, high = max(found.seconds - found.half_s, 0.0), found.seconds, found.seconds + found.half_s
+        near = found.threads == threads
+        note = f"calls of a step were timed at {found.threads} threads, not {threads}"
+        return Estimate(time, low, high, 0.0, 0.0, time, "overhead", "measured", near, () if near else (note,))
 
     def threads(self) -> tuple[int, ...]:
         """Thread counts at which any op was calibrated; those of the memory roof when none was."""
@@ -133,10 +150,11 @@ class CostModel:
                 chosen = None if fit is None else self._pick(fit, threads, None, group=32)
             if chosen is not None:
                 compute_utilisation = float(np.clip(chosen.compute_utilisation(chosen.m[-1]), 0.05, 1.0))
+        gain, _ = self._reuse(threads)
         return from_roofs(
             moved_bytes,
             ops,
-            bytes_per_s=self.roofs.get("dram_read", threads).median,
+            bytes_per_s=gain * self.roofs.get("dram_read", threads).median,
             ops_per_s=self.roofs.get(compute, threads).median,
             memory_utilisation=memory_utilisation,
             compute_utilisation=compute_utilisation,
@@ -144,6 +162,11 @@ class CostModel:
             p=p,
             notes=(note,),
         )
+
+    def _reuse(self, threads: int) -> tuple[float, Roof]:
+        if self.working_set is None:
+            return 1.0, self.roofs.get("dram_read", threads)
+        return self.roofs.reuse(self.working_set, threads)
 
     def _pick(
         self, fit: OpFit, threads: int, variant: str | None, *, group: int = 0, symmetric: bool = True,
@@ -181,7 +204,11 @@ class CostModel:
         chosen = self._pick(fit, threads, variant, group=group, symmetric=symmetric, resident=resident)
         assert isinstance(chosen, GemmClass)
         product = product_of(op, params)
-        memory_roof = self.roofs.get(memory_roof_name(params), threads)
+        memory_roof, gain = self.roofs.get(memory_roof_name(params), threads), 1.0
+        memory_drift = self.roofs.drift(memory_roof)
+        if resident == "dram" and near is None:
+            gain, kept = self._reuse(threads)
+            memory_drift = max(memory_drift, self.roofs.drift(kept)) if gain > 1.0 else memory_drift
         compute_roof = self.roofs.get(COMPUTE_ROOF[op], threads)
         if near is not None:
             moved: FloatArray = np.array([near.bytes])
@@ -191,7 +218,8 @@ class CostModel:
             weight_bytes = packed_bytes(chosen, group, symmetric, product.reduced)
             moved = weight_bytes * product.weights + product.activation_bytes
             bytes_per_s, ops_per_s = memory_roof.median, compute_roof.median
-        memory = moved / (bytes_per_s * chosen.memory_utilisation)
+        from_dram = moved / (bytes_per_s * chosen.memory_utilisation)
+        memory = from_dram / gain
         compute = 2.0 * product.weights * chosen.rows(product.rows) / ops_per_s
         time = chosen.overhead_s + smooth_max(memory, compute, chosen.p)
         memory_s, compute_s = shares(memory, compute, time, chosen.overhead_s, chosen.p)
@@ -236,12 +264,15 @@ class CostModel:
         body = np.maximum(time, np.finfo(np.float64).tiny)
         half = np.sqrt(
             (fit.half_width_log + widen) ** 2
-            + (_drift(memory_roof) * memory_s / body) ** 2
-            + (_drift(compute_roof) * compute_s / body) ** 2
+            + (memory_drift * memory_s / body) ** 2
+            + (self.roofs.drift(compute_roof) * compute_s / body) ** 2
         )
+        # Who else uses the cache may take what it keeps of these weights: the slow end is that of all from DRAM.
+        slowest = chosen.overhead_s + smooth_max(from_dram, compute, chosen.p)
         return _estimates(
             time,
             half,
+            slowest=slowest,
             memory_s=memory_s,
             compute_s=compute_s,
             overhead_s=np.full(time.shape, chosen.overhead_s),
@@ -297,15 +328,11 @@ def _group_text(group: int) -> str:
     return "whole row" if group < 0 else str(group)
 
 
-def _drift(roof: Roof) -> float:
-    """90% half width in log of a roof that was measured with this spread: 1.645 sigma, sigma = IQR / 1.349."""
-    return 1.645 / 1.349 * roof.spread
-
-
 def _estimates(
     time: FloatArray,
     half: FloatArray,
     *,
+    slowest: FloatArray | None = None,
     memory_s: FloatArray,
     compute_s: FloatArray,
     overhead_s: FloatArray,
@@ -317,7 +344,7 @@ def _estimates(
     return Estimates(
         time_s=time,
         low_s=time * np.exp(-half),
-        high_s=time * np.exp(half),
+        high_s=(time if slowest is None else slowest) * np.exp(half),
         memory_s=memory_s,
         compute_s=compute_s,
         overhead_s=overhead_s,

@@ -92,6 +92,16 @@ class OpFit:
     num_samples: int
 
 
+@dataclass(frozen=True)
+class SequenceClass:
+    """What a call costs between others of a step, at a number of threads: seconds, and half the width of their 90% interval."""
+
+    threads: int
+    seconds: float
+    half_s: float
+    num_samples: int
+
+
 def _interpolate(x: FloatArray, knots: FloatArray, values: FloatArray) -> FloatArray:
     """Piecewise linear; beyond the knots the slope is 1 (a constant utilisation)."""
     inside = np.interp(x, knots, values)
@@ -141,6 +151,13 @@ def packed_bytes(chosen: GemmClass, group: int, symmetric: bool, k: FloatArray) 
     if group == chosen.group_size and symmetric == chosen.symmetric:
         return chosen.weight_bytes
     return chosen.weight_bytes + per_group(group, symmetric) - per_group(chosen.group_size, chosen.symmetric)
+
+
+def sequence_products(params: Params) -> tuple[tuple[int, int, float], ...]:
+    """(N, K, how often) of the products of a stack of dense layers: query, key, value, output, gate, up, down."""
+    hidden, kv, width = (int(params[name]) for name in ("hidden_size", "kv_size", "intermediate_size"))
+    layers = float(params["layers"])
+    return (hidden, hidden, 2 * layers), (kv, hidden, 2 * layers), (width, hidden, 2 * layers), (hidden, width, layers)
 
 
 def linear_sizes(op: str) -> tuple[str, ...]:

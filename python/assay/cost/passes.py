@@ -215,3 +215,12 @@ def selection(model: ModelSpec, cost: CostModel, threads: int, batch: int) -> li
     params = {"batch": batch, "num_draft": 0, "vocab": model.vocab_size, "rule": "greedy"}
     estimate = cost.kernel_time("chain_verify", params, threads)
     return [Call.of("next_token", "chain_verify", 1.0, f"B={batch} V={model.vocab_size}", estimate)]
+
+
+def between(calls: Sequence[Call], cost: CostModel, threads: int) -> list[Call]:
+    """What the calls of calibrated kernels cost each other; nothing where that was not measured."""
+    estimate = cost.between_calls(threads)
+    count = sum(c.count for c in calls if cost.calibrated(c.op))
+    if estimate is None or not count or estimate.high_s == 0.0:
+        return []
+    return [Call.of("between_calls", "sequence", count, f"{count:.4g} calls", estimate)]

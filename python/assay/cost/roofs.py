@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from assay.errors import ProfileError
-from assay.profile import Roof, Sample
+from assay.profile import SET_ROOFS, Roof, Sample
 
 COMPUTE_ROOF = {
     "w4a8_gemm": "int8_peak",
@@ -17,9 +19,13 @@ COMPUTE_ROOF = {
 
 
 class Roofs:
-    """Measured ceilings by name and threads; of a thread count without one, the nearest is taken."""
+    """Measured ceilings by name and threads; of a thread count without one, the nearest is taken.
 
-    def __init__(self, roofs: Iterable[Roof]) -> None:
+    ``earlier``: medians by ``name@threads`` of earlier runs on the machine, as a profile's ``settings.earlier`` has them.
+    """
+
+    def __init__(self, roofs: Iterable[Roof], earlier: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._earlier = [run["roofs"] for run in earlier]
         self._by_name: dict[str, dict[int, Roof]] = {}
         for roof in roofs:
             self._by_name.setdefault(roof.name, {})[roof.threads] = roof
@@ -27,9 +33,41 @@ class Roofs:
     def __contains__(self, name: str) -> bool:
         return name in self._by_name
 
+    def drift(self, roof: Roof) -> float:
+        """90% half width, in log, of what a roof will be when a prediction is used.
+
+        Within a run 1.645 sigma, sigma = IQR / 1.349. Between runs, where there were several: the 90th percentile of how far
+        the medians of two runs were apart (the largest of fewer than ten). The two are independent.
+        """
+        within = 1.645 / 1.349 * roof.spread
+        key = f"{roof.name}@{roof.threads}"
+        medians = np.log([*(run[key] for run in self._earlier if key in run), roof.median])
+        if medians.size < 2:
+            return within
+        apart = np.sort([abs(a - b) for i, a in enumerate(medians) for b in medians[:i]])
+        return math.hypot(within, float(apart[min(math.ceil(0.9 * (apart.size + 1)), apart.size) - 1]))
+
     def threads(self, name: str) -> tuple[int, ...]:
         """Thread counts at which a roof was measured."""
         return tuple(sorted(self._by_name.get(name, {})))
+
+    def reuse(self, working_set: float, threads: int) -> tuple[float, Roof]:
+        """How many times as fast as DRAM so many bytes are read that are read again and again, at least 1; and the roof that says so.
+
+        Between measured sizes the logarithm of the speed is linear in that of the size, and it never grows with the size. 1 where
+        no such roof was measured.
+        """
+        dram = self.get("dram_read", threads)
+        knots = [(size, self.get(name, threads)) for name, size in SET_ROOFS.items() if name in self]
+        if not knots:
+            return 1.0, dram
+        speeds = np.maximum.accumulate([math.log(max(roof.median / dram.median, 1.0)) for _, roof in knots[::-1]])[::-1]
+        sizes = [math.log(size) for size, _ in knots]
+        size = math.log(max(working_set, 1.0))
+        nearest = min(range(len(knots)), key=lambda i: abs(sizes[i] - size))
+        # Beyond the largest set that was read nothing is kept, whatever the last reading was a little above DRAM.
+        gain = 0.0 if size > sizes[-1] else float(np.interp(size, sizes, speeds))
+        return math.exp(gain), knots[nearest][1]
 
     def named(self, name: str) -> str:
         """The roof that stands for `name` here."""

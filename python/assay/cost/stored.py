@@ -9,7 +9,7 @@ import numpy as np
 
 from assay.cost.fit import fit_profile
 from assay.cost.kernel_model import CostModel
-from assay.cost.laws import LINEAR_TERMS, GemmClass, LinearClass, OpFit
+from assay.cost.laws import LINEAR_TERMS, GemmClass, LinearClass, OpFit, SequenceClass
 from assay.cost.roofs import Roofs
 from assay.errors import ProfileError
 from assay.profile import MATRIX_OPS, Profile
@@ -45,6 +45,7 @@ def _load(profile: Profile) -> CostModel:
     for sample in profile.samples:
         counts[sample.op] = counts.get(sample.op, 0) + 1
     needed = {op for op in (*MATRIX_OPS, *LINEAR_TERMS) if any(s.op == op and not s.held_out for s in profile.samples)}
+    needed |= {"sequence"} & counts.keys()
     current = all(
         isinstance(fit, dict) and fit.get("law") == LAW and fit.get("num_samples") == counts.get(op)
         for op, fit in profile.fits.items()
@@ -56,7 +57,17 @@ def _load(profile: Profile) -> CostModel:
 
 def model_to_json(model: CostModel) -> dict[str, Any]:
     """The fitted laws as JSON values; the roofs and kernels stay where they are in the profile."""
-    return {op: _fit_to_json(fit) for op, fit in model.ops.items()}
+    found: dict[str, Any] = {op: _fit_to_json(fit) for op, fit in model.ops.items()}
+    if model.sequence:
+        found["sequence"] = {
+            "law": LAW,
+            "num_samples": sum(c.num_samples for c in model.sequence),
+            "classes": [
+                {"threads": c.threads, "seconds": c.seconds, "half_s": c.half_s, "num_samples": c.num_samples}
+                for c in model.sequence
+            ],
+        }
+    return found
 
 
 def _fit_to_json(fit: OpFit) -> dict[str, Any]:
@@ -110,8 +121,12 @@ def model_from_json(fits: Mapping[str, Any], profile: Profile) -> CostModel:
         A fit that `model_to_json` would not have written.
     """
     ops: dict[str, OpFit] = {}
+    sequence: tuple[SequenceClass, ...] = ()
     for op, data in fits.items():
         try:
+            if op == "sequence":
+                sequence = tuple(_sequence_from_json(row) for row in data["classes"])
+                continue
             read = _gemm_from_json if op in MATRIX_OPS else _linear_from_json
             ops[op] = OpFit(
                 op,
@@ -126,7 +141,20 @@ def model_from_json(fits: Mapping[str, Any], profile: Profile) -> CostModel:
             raise ProfileError(
                 f"$.fits.{op}: expected a fit as assay writes it, got a broken one ({error!r})"
             ) from error
-    return CostModel(ops, Roofs(profile.roofs), dict(profile.package.get("kernels", {})), dict(profile.accuracy))
+    return CostModel(
+        ops,
+        Roofs(profile.roofs, profile.settings.get("earlier", ())),
+        dict(profile.package.get("kernels", {})),
+        dict(profile.accuracy),
+        sequence=sequence,
+    )
+
+
+def _sequence_from_json(row: Mapping[str, Any]) -> SequenceClass:
+    seconds, half = float(row["seconds"]), float(row["half_s"])
+    if not (math.isfinite(seconds) and math.isfinite(half) and seconds >= 0 and half >= 0):
+        raise ValueError(f"seconds, half_s: expected finite numbers of at least 0, got {seconds!r}, {half!r}")
+    return SequenceClass(int(_above_zero(row["threads"])), seconds, half, int(row["num_samples"]))
 
 
 def _above_zero(value: Any) -> float:

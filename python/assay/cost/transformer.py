@@ -10,7 +10,17 @@ from assay.cost.calls import Call, StepEstimate
 from assay.cost.formats import ALIASES, FILE, KERNEL, KV_BYTES, WEIGHTS, Formats, check_kv, parse
 from assay.cost.kernel_model import CostModel
 from assay.cost.laws import GemmClass
-from assay.cost.passes import STORED_AS, attention, matrix_bits, price_products, products, routing, selection, weights
+from assay.cost.passes import (
+    STORED_AS,
+    attention,
+    between,
+    matrix_bits,
+    price_products,
+    products,
+    routing,
+    selection,
+    weights,
+)
 from assay.model import ModelSpec
 
 #: All precisions by name; formats of roles may follow, as in "w4a16,lm_head=bf16".
@@ -133,11 +143,18 @@ def step_cost(
     check_kv(kv)
     _at_least("batch", batch, 1)
     _at_least("context_len", context_len, 0)
+    # Each step reads all of this again. Experts: all of them, for each step touches others.
+    kept = sum(
+        matrix_bits(model, m, formats) / 8.0 * m.n * m.k * model.copies(m)
+        for m in model.matrices
+        if m.role != "embedding"
+    )
+    cost_model = cost_model.reading(kept + KV_BYTES[kv] * batch * model.kv_elements(context_len))
     calls = weights(model, formats, cost_model, threads, batch, batch)
     calls += attention(model, cost_model, threads, kv, batch=batch, new=1, past=context_len)
     calls += routing(model, cost_model, threads, batch)
     calls += selection(model, cost_model, threads, batch)
-    return StepEstimate.of(calls)
+    return StepEstimate.of(calls + between(calls, cost_model, threads))
 
 
 def prefill_chunk(cost_model: CostModel, precision: str, isl: int) -> int:
@@ -177,7 +194,7 @@ def prefill_cost(
     head = replace(model, matrices=tuple(m for m in model.matrices if m.role == "lm_head"))
     calls += price_products(products(head, formats, 1, 1), cost_model, threads)
     calls += selection(model, cost_model, threads, 1)
-    return StepEstimate.of(calls)
+    return StepEstimate.of(calls + between(calls, cost_model, threads))
 
 
 def _at_least(name: str, value: int, low: int) -> None:

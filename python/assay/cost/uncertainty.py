@@ -12,7 +12,7 @@ import numpy as np
 
 from assay.cost.fit import class_key, fit_classes
 from assay.cost.kernel_model import CostModel
-from assay.cost.laws import OpFit, Params, product_of
+from assay.cost.laws import LINEAR_TERMS, OpFit, Params, product_of
 from assay.cost.roofline import FloatArray
 from assay.cost.roofs import Roofs
 from assay.profile import MATRIX_OPS, Sample
@@ -29,7 +29,7 @@ def committee(
     """Models fitted to `members` bootstrap resamples of what is not held out, every class resampled by itself."""
     classes: dict[tuple[object, ...], list[Sample]] = {}
     for sample in samples:
-        if not sample.held_out:
+        if not sample.held_out and sample.op in (*MATRIX_OPS, *LINEAR_TERMS):
             classes.setdefault((sample.op, *class_key(sample)), []).append(sample)
     models = []
     for _ in range(members):

@@ -11,13 +11,17 @@ from .. import machine, profile
 from ..ops import info
 from .arena import Arena
 from .clock import Timer
+from .contention import Contention
 from .points import Point, candidates, grid
 from .power import Meter
 from .roofs import Roofs
+from .sequence import SequenceTimer
 from .workloads import Workloads
 
 #: Below this ratio of int8 peaks two threads share one core: everything measured at two threads is then one core's.
 ONE_CORE_RATIO = 1.7
+#: Share of the processors that others may take before a calibration says so: a call on all threads waits for the last of them.
+TAKEN = 0.03
 
 #: (name, threads) to values in the roof's unit.
 Readings = Mapping[tuple[str, int], Sequence[float]]
@@ -142,6 +146,7 @@ class Host(Roofed):
         isa = tuple(t["isa"] for t in info.isa_tiers() if t["supported"])
         self._machine = machine.describe(isa)
         self._workloads: Workloads | None = None
+        self._contention: Contention | None = None
 
     def machine(self, complete: bool) -> profile.Machine:
         here = self._machine
@@ -175,14 +180,28 @@ class Host(Roofed):
         arena = Arena(self._machine, self._seed, at_least=at_least)
         self._roofs = Roofs(self._machine, self.threads, arena)
         self._workloads = Workloads(arena, self._seed)
+        self._contention = Contention()
         return int(arena.data.nbytes)
 
     def timer(self, point: Point) -> tuple[str, PointTimer]:
         assert self._workloads is not None
+        if point.op == "sequence":
+            variant, order = self._workloads.stack(point)
+            return variant, SequenceTimer(order)
         made = self._workloads.make(point)
         return made.variant, Timer(made.rotation)
 
     def notes(self, readings: Readings) -> list[str]:
+        taken = self._contention.share() if self._contention else None
+        busy = []
+        if taken is not None and taken > TAKEN:
+            busy = [
+                f"others kept {100 * taken:.0f}% of the processors busy (programs, or other guests of this machine's host) while"
+                " this was measured: calibrate again when it is idle"
+            ]
+        return busy + self._one_core(readings)
+
+    def _one_core(self, readings: Readings) -> list[str]:
         if ("int8_peak", 1) not in readings or ("int8_peak", 2) not in readings:
             return []
         ratio = statistics.median(readings["int8_peak", 2]) / statistics.median(readings["int8_peak", 1])

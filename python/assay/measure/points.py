@@ -8,6 +8,7 @@ multiply-add counts two operations.
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..cost.laws import sequence_products
 from ..profile import GEMM_OPS
 
 #: Products that this machine's CPU has kernels for.
@@ -38,6 +39,13 @@ EXPERT_LAYERS = {
 }
 
 
+#: Stacks of dense layers: (hidden_size, width of keys, intermediate_size, how many layers). No model of benchmarks/closure.py.
+STACKS = {
+    "smollm2-135m": (576, 192, 1536, 6),
+    "qwen2.5-0.5b": (896, 128, 4864, 3),
+}
+
+
 @dataclass(frozen=True)
 class Point:
     """One thing to time: an op, its shape, how many threads."""
@@ -64,6 +72,8 @@ class Point:
         if self.op == "moe_experts":
             layer = f"{p['hidden_size']}x{p['intermediate_size']}-g{p['group_size']}"
             return f"{layer}-t{p['tokens']}-k{p['top_k']}-d{p['distinct_experts']}-t{self.threads}"
+        if self.op == "sequence":
+            return f"{p['of']}-{p['layers']}x{p['hidden_size']}x{p['intermediate_size']}-m{p['m']}-t{self.threads}"
         return f"{p['rule']}-b{p['batch']}-k{p['num_draft']}-v{p['vocab']}-t{self.threads}"
 
     @property
@@ -80,6 +90,8 @@ class Point:
             matrices = expert_matrices(p["hidden_size"], p["intermediate_size"])
             weights = sum(packed_bytes(*nk, p["group_size"], p["symmetric"]) for nk in matrices)
             return p["distinct_experts"] * weights + 8.0 * p["tokens"] * p["hidden_size"]
+        if self.op == "sequence":
+            return sum(count * part.bytes for part, count in self.parts)
         return 4.0 * p["batch"] * (p["num_draft"] + 1) * p["vocab"]
 
     @property
@@ -92,7 +104,19 @@ class Point:
             return float(p["tokens"] * p["num_experts"])
         if self.op == "moe_experts":
             return 6.0 * p["tokens"] * p["top_k"] * p["hidden_size"] * p["intermediate_size"]
+        if self.op == "sequence":
+            return sum(count * part.ops for part, count in self.parts)
         return float(p["batch"] * (p["num_draft"] + 1) * p["vocab"])
+
+    @property
+    def parts(self) -> list[tuple["Point", int]]:
+        """The products of a stack, each with how often it occurs."""
+        p = self.params
+        shared = {"m": p["m"], "group_size": 32, "symmetric": True}
+        return [
+            (Point(p["of"], self.threads, {**shared, "n": n, "k": k}), round(count))
+            for n, k, count in sequence_products(p)
+        ]
 
 
 def expert_matrices(hidden: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -132,6 +156,15 @@ def experts_point(layer: str, tokens: int, threads: int, held_out: bool) -> Poin
     return Point("moe_experts", threads, params, held_out)
 
 
+def stack_point(op: str, model: str, m: int, threads: int) -> Point:
+    """The products of some layers of a small model, in order."""
+    hidden, kv, width, layers = STACKS[model]
+    params = {
+        "of": op, "m": m, "hidden_size": hidden, "kv_size": kv, "intermediate_size": width, "layers": layers,
+    }  # fmt: skip
+    return Point("sequence", threads, params)
+
+
 def verify_point(batch: int, num_draft: int, vocab: int, rule: str, threads: int, held_out: bool) -> Point:
     """Verification of chains of equal length."""
     params = {"batch": batch, "num_draft": num_draft, "vocab": vocab, "rule": rule}
@@ -156,6 +189,12 @@ def grid(mode: str, threads: list[int]) -> list[Point]:
         points += _route_points(t, full)
         points += _expert_points(t, full)
         points += _verify_points(t, full)
+        points += [
+            stack_point(op, model, m, t)
+            for op in (HOST_GEMM_OPS if full else ("w4a8_gemm", "w8a8_gemm"))
+            for model in STACKS
+            for m in ((1, 4, 16) if full else (1, 8))
+        ]
     unique: dict[tuple[Any, ...], Point] = {}
     for point in points:
         unique.setdefault(point.key, point)

@@ -1,7 +1,8 @@
 """The roofs: DRAM and last-level-cache read bandwidth, int8 and float32 peak, at each number of threads.
 
 ``int8_peak`` is the best tier's. Where that is AMX's tiles, which kernels leave to the vector instructions when rows are few,
-``int8_vector_peak`` is theirs.
+``int8_vector_peak`` is theirs. ``read_64MiB`` and so on read so many bytes over and over, as steps of a model do: what a large or
+shared cache keeps of them is then faster than DRAM.
 """
 
 from collections.abc import Iterable
@@ -10,10 +11,13 @@ import numpy as np
 
 from ..machine import Machine
 from ..ops import info, probe
+from ..profile import SET_ROOFS
 from .arena import Arena
 
 #: One near-roof reading: long enough to be steady, short enough to stand beside every visit to a point.
 SLICE_BYTES = 16 << 20
+#: What a reading of a working set goes over at least.
+SET_BYTES = 256 << 20
 
 
 def thread_counts(threads: Iterable[int]) -> list[int]:
@@ -63,6 +67,11 @@ class Roofs:
             self._keep("dram_read", t, probe.read_bandwidth(self._arena.data, t))
             probe.read_bandwidth(cached, t)  # brings it in
             self._keep("llc_read", t, probe.read_bandwidth(cached, t, repeats=repeats))
+            for name, size in SET_ROOFS.items():
+                if size <= self._arena.data.nbytes // 2:
+                    part = self._arena.data[:size]
+                    probe.read_bandwidth(part, t)  # what the caches keep of it is there from here on
+                    self._keep(name, t, probe.read_bandwidth(part, t, repeats=max(1, SET_BYTES // size)))
             self._keep("int8_peak", t, probe.int8_peak(t))
             if self._vector is not None:
                 self._keep("int8_vector_peak", t, probe.int8_peak(t, isa=self._vector))

@@ -13,6 +13,8 @@ from .points import Point
 
 #: From this many rows a GEMM is measured against the int8 (w4a16: float32) peak, below it against DRAM.
 COMPUTE_ROWS = 32
+#: What an op's errors on points outside the fit are held to; repeats that differ by more allow this many times their spread.
+MEDIAN_ERROR, P90_ERROR, REPEATS = 0.05, 0.15, 1.5
 
 
 def roof_rows(profile: Profile) -> list[dict[str, Any]]:
@@ -48,6 +50,31 @@ def roof_fraction(profile: Profile, sample: Sample) -> tuple[str, float] | None:
     roof = profile.roof(name, sample.threads)
     ceiling = near or (roof.median if roof else None)
     return (name, work / sample.median_s / ceiling) if ceiling else None
+
+
+def verdict(profile: Profile) -> tuple[list[str], list[str]]:
+    """Ops whose errors on points outside the fit are as small as wanted, and those whose are not."""
+    met: list[str] = []
+    missed: list[str] = []
+    for op, row in profile.accuracy.items():
+        if not row.get("n") or op == "sequence":
+            continue
+        allowed = REPEATS * row.get("repeat_spread", 0.0)
+        good = row["median_ape"] <= max(MEDIAN_ERROR, allowed) and row["p90_ape"] <= max(P90_ERROR, allowed)
+        (met if good else missed).append(op)
+    return met, missed
+
+
+def moved_between_runs(profile: Profile) -> float | None:
+    """The largest change of a memory or compute roof against an earlier run's; None without any."""
+    now = {f"{r.name}@{r.threads}": r.median for r in profile.roofs if r.unit != "s"}
+    changes = [
+        abs(math.log(run["roofs"][key] / median))
+        for run in profile.settings.get("earlier", ())
+        for key, median in now.items()
+        if key in run["roofs"]
+    ]
+    return math.expm1(max(changes)) if changes else None
 
 
 def point_rows(profile: Profile) -> list[dict[str, Any]]:

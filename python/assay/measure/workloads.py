@@ -201,6 +201,18 @@ class Workloads:
         except AssertionError as exc:
             raise AssayError(f"{point.op} ({variant}) gave a wrong answer at {point.label}: {exc}") from exc
 
+    def stack(self, point: Point) -> tuple[str, list[Iterator[Call]]]:
+        """The variant of a stack's products, and the rotation of each of its calls in order; one call of each shape was checked.
+
+        Raises
+        ------
+        AssayError
+            As `make`.
+        """
+        query, keys, wide, down = (self.make(part).rotation for part, _ in point.parts)
+        layer = [query, keys, keys, query, wide, wide, down]
+        return self._data.variant(point.params["of"]), layer * point.params["layers"]
+
     # ---- matrix products ----
 
     def _gemm(self, point: Point) -> Iterator[Call]:

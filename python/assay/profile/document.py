@@ -2,13 +2,24 @@
 
 from dataclasses import dataclass, field
 
-from assay.checks import Json, check_bool, check_finite, check_int, check_list, check_object, check_text, fail
+from assay.checks import (
+    Json,
+    check_bool,
+    check_finite,
+    check_int,
+    check_list,
+    check_number,
+    check_object,
+    check_text,
+    fail,
+)
 from assay.errors import ProfileError
 from assay.foreign import StoredTable, WholeRun
 from assay.profile.parts import Machine, Roof, Sample
 
 SCHEMA = "assay-profile"
 SCHEMA_VERSION = 1
+MAX_EARLIER = 20  # calibrations whose roofs a profile remembers
 MODES = ("quick", "full", "imported", "published")
 
 
@@ -36,6 +47,11 @@ class Profile:
     def roof(self, name: str, threads: int) -> Roof | None:
         """The roof of that name and thread count, or None."""
         return next((r for r in self.roofs if r.name == name and r.threads == threads), None)
+
+    def runs_until_now(self) -> list[Json]:
+        """The medians of this run's roofs behind those of the runs that it replaced, as ``settings.earlier`` keeps them."""
+        now = {"created_utc": self.created_utc, "roofs": {f"{r.name}@{r.threads}": r.median for r in self.roofs}}
+        return [*self.settings.get("earlier", []), now][-MAX_EARLIER:]
 
     def to_json(self) -> dict[str, Json]:
         """The profile as the JSON object described in docs/profile-format.md (not yet validated)."""
@@ -86,6 +102,11 @@ class Profile:
             raise fail("$.settings.mode", " or ".join(MODES), settings["mode"])
         for i, threads in enumerate(check_list(settings["threads"], "$.settings.threads")):
             check_int(threads, f"$.settings.threads[{i}]", 1)
+        for i, earlier in enumerate(check_list(settings.get("earlier", []), "$.settings.earlier")):
+            path = f"$.settings.earlier[{i}]"
+            run = check_object(earlier, path, ("created_utc", "roofs"), optional=None)
+            for name, median in check_object(run["roofs"], f"{path}.roofs", (), optional=None).items():
+                check_number(median, f"{path}.roofs.{name}", positive=True)
         check_text(package["assay"], "$.package.assay")
         check_text(package["compiler"], "$.package.compiler")
         for op, variant in check_object(package["kernels"], "$.package.kernels", (), optional=None).items():

@@ -24,6 +24,8 @@ ROOF_UNITS = {
     "int8_vector_peak": "ops_per_s",
     "fp32_peak": "ops_per_s",
 }
+#: Bytes that a reading goes over again and again: what a cache that others use too holds of so much is measured, not assumed.
+SET_ROOFS = {f"read_{mib}MiB": mib << 20 for mib in (64, 128, 256, 512)}
 #: Roofs that a GPU has besides: its float peak is its tensor cores', on 16-bit floats; "s" are seconds of latency.
 GPU_ROOF_UNITS = {
     "fp16_peak": "ops_per_s",
@@ -35,6 +37,7 @@ GPU_ROOF_UNITS = {
     "graph_latency": "s",
     "graph_node": "s",
 }
+KNOWN_ROOFS = ROOF_UNITS | GPU_ROOF_UNITS | dict.fromkeys(SET_ROOFS, "bytes_per_s")
 UNITS = ("bytes_per_s", "ops_per_s", "s")
 GEMM_OPS = ("w4a8_gemm", "w4a16_gemm", "w8a8_gemm", "w4a16_gemv")
 #: Those, and the expert layer, which is a product of as many weights as its experts have.
@@ -120,7 +123,7 @@ class Roof:
         if not values:
             raise ValueError("samples: expected at least one value, got none")
         if unit is None:
-            unit = (ROOF_UNITS | GPU_ROOF_UNITS).get(name)
+            unit = KNOWN_ROOFS.get(name)
             if unit is None:
                 raise ValueError(f"unit: expected one for the unknown roof {name!r}, got None")
         return cls(name, threads, unit, values, statistics.median(values), spread_of(values))
@@ -135,8 +138,7 @@ class Roof:
         data = check_object(value, path, ("name", "threads", "unit", "samples", "median", "spread"))
         name = check_text(data["name"], f"{path}.name")
         unit = check_text(data["unit"], f"{path}.unit")
-        known = ROOF_UNITS | GPU_ROOF_UNITS
-        wanted = (known[name],) if name in known else UNITS
+        wanted = (KNOWN_ROOFS[name],) if name in KNOWN_ROOFS else UNITS
         if unit not in wanted:
             raise fail(f"{path}.unit", " or ".join(wanted), unit)
         samples = check_numbers(data["samples"], f"{path}.samples")
@@ -234,6 +236,9 @@ class Sample:
             near = check_object(near, f"{path}.roof_near", (), optional=None)
             near = {k: check_number(v, f"{path}.roof_near.{k}", positive=True) for k, v in near.items()}
         times = check_numbers(data["time_s"], f"{path}.time_s")
+        conditions = _conditions(data.get("conditions"), f"{path}.conditions")
+        if op == "sequence":
+            check_number((conditions or {}).get("alone_s"), f"{path}.conditions.alone_s", positive=True)
         return cls(
             op=op,
             variant=check_text(data["variant"], f"{path}.variant"),
@@ -246,7 +251,7 @@ class Sample:
             spread=check_number(data["spread"], f"{path}.spread", positive=False),
             roof_near=near,
             held_out=check_bool(data["held_out"], f"{path}.held_out"),
-            conditions=_conditions(data.get("conditions"), f"{path}.conditions"),
+            conditions=conditions,
         )
 
 
@@ -285,6 +290,13 @@ def _params(op: str, value: Json, path: str) -> dict[str, Json]:
         check_int(data["vocab"], f"{path}.vocab", 1)
         if data["rule"] not in VERIFY_RULES:
             raise fail(f"{path}.rule", " or ".join(VERIFY_RULES), data["rule"])
+    elif op == "sequence":
+        sizes = ("m", "hidden_size", "kv_size", "intermediate_size", "layers")
+        data = check_object(value, path, ("of", *sizes), optional=None)
+        if check_text(data["of"], f"{path}.of") not in GEMM_OPS:
+            raise fail(f"{path}.of", " or ".join(GEMM_OPS), data["of"])
+        for key in sizes:
+            check_int(data[key], f"{path}.{key}", 1)
     else:  # an op of a later assay: kept as it is, used by nothing here
         data = check_object(value, path, (), optional=None)
     return dict(data)
