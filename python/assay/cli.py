@@ -97,8 +97,10 @@ def _run(argv: list[str]) -> int:
             return 0
         if os.environ.get("ASSAY_DEBUG"):
             raise
-        system = isinstance(exc, OSError) and exc.filename is not None and exc.strerror
-        print(f"assay {args.command}: {f'{exc.filename}: {exc.strerror}' if system else exc}", file=sys.stderr)
+        what = str(exc)
+        if isinstance(exc, OSError) and exc.filename is not None and exc.strerror:
+            what = f"{exc.filename}: {exc.strerror}"
+        print(f"assay {args.command}: {what}", file=sys.stderr)
         return 2
 
 

@@ -1,9 +1,8 @@
 """Kernel calls that were priced, and the step that they add up to.
 
 A step is a sum of calls, since kernels run one after another, and of what they cost each other where that was measured. Its
-interval takes the errors of calls of one op as fully
-correlated (they share a fit: their interval ends add up) and of different ops as independent (their half widths add in
-quadrature).
+interval takes the errors of calls of one op as fully correlated (they share a fit: their interval ends add up) and of different
+ops as independent (their half widths add in quadrature).
 """
 
 import math
