@@ -89,20 +89,9 @@ def emulated_calls(emulation):
 
 
 @pytest.fixture
-def emulate_verify(monkeypatch, emulated):
+def emulate_verify(monkeypatch, emulated_calls):
     """Makes assay.verify call the emulated library from then on."""
-    from assay.ops import speculative
-
-    def switch():
-        ffi, lib = emulated
-        for name in ("_ARGS", "_INTS", "_FLOATS"):
-            monkeypatch.setattr(speculative, name, ffi.typeof(getattr(speculative, name).cname))
-        optional = {name: ffi.typeof(kind.cname) for name, kind in speculative._OPTIONAL.items()}
-        monkeypatch.setattr(speculative, "_OPTIONAL", optional)
-        monkeypatch.setattr(speculative, "ffi", ffi)
-        monkeypatch.setattr(speculative, "lib", lib)
-
-    return switch
+    return lambda: monkeypatch.setattr("assay.ops.speculative.calls", emulated_calls)
 
 
 @pytest.fixture(scope="session")

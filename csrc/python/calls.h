@@ -1,4 +1,4 @@
-/* Calls from Python without cffi: what the entries of calls.c share.
+/* Calls from Python without cffi: what the entries share.
  *
  * An entry takes its arguments in the form in which they mostly come: numpy arrays that are aligned, in native byte order and
  * (but for rows of logits) in C order, Python's own int, float, bool and None. It answers with the results, or with the
@@ -9,6 +9,10 @@
 
 #include <Python.h>
 #define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL assay_numpy
+#ifndef ASSAY_PYTHON_MODULE /* the one file that asks numpy for its functions */
+#define NO_IMPORT_ARRAY
+#endif
 #include <numpy/arrayobject.h>
 
 #include "assay.h"
@@ -117,5 +121,9 @@ static inline PyObject *named(PyObject *class, PyObject **items, Py_ssize_t coun
     }
     return result;
 }
+
+PyObject *assay_call_moe_route(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *assay_call_verify(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *assay_verify_limits(void);
 
 #endif

@@ -51,7 +51,6 @@ __all__ = [
     "ffi",
     "lib",
     "open_calls",
-    "plain_matrix",
     "refresh_isa",
     "thread_count",
     "variant_index",
@@ -209,18 +208,6 @@ def as_tensor(x: Any, name: str, dtypes: tuple[str, ...], ndim: int, *, contiguo
 def aligned(array: np.ndarray) -> np.ndarray:
     """The array, or a copy of one whose elements lie across their natural boundaries."""
     return array if array.flags.aligned else array.copy()
-
-
-_PLAIN = {np.dtype(np.float32): "float32", np.dtype(np.float16): "float16"}
-
-
-def plain_matrix(x: Any) -> Tensor | None:
-    """A contiguous numpy matrix of floats, as which logits mostly come, in half the time of :func:`as_tensor`; else None."""
-    if type(x) is np.ndarray and x.ndim == 2 and x.flags.c_contiguous:
-        dtype = _PLAIN.get(x.dtype)
-        if dtype is not None:
-            return Tensor(x, dtype, x)
-    return None
 
 
 def as_output(out: Any, name: str, dtype: str, shape: tuple[int, ...]) -> Tensor:

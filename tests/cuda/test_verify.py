@@ -9,7 +9,6 @@ import verify_launch
 import assay
 import test_spec_verify as chains
 import test_spec_verify_trees as trees
-from assay.ops import speculative
 from assay.ops.speculative import RULES, SparseProbs
 from bf16 import BFloat16
 
@@ -238,7 +237,7 @@ def direct(change, **args):
         verify_launch.launch(fields, a.rule)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speculative, "_call", call)
+        verify_launch.instead_of_c(patch, call)
         return assay.verify(**args)
 
 

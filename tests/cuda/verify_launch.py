@@ -1,8 +1,11 @@
 """assay.verify with its kernels emulated: the C op's arguments, checked as ever, go to the GPU's kernels instead."""
 
+from types import SimpleNamespace
+
 import numpy as np
 from emulator import emulate, structs
 
+from assay._ffi import lib
 from assay.ops import speculative
 from assay.reference.verify_arguments import RULES
 
@@ -35,7 +38,7 @@ def fields(logits, a, written) -> dict:
         "threshold_single": a.threshold_single, "threshold_acc": a.threshold_acc,
         "stop_token_ids": a.stop_ids, "cu_stop": a.cu_stop, "num_stop": 0 if a.stop_ids is None else len(a.stop_ids),
     }  # fmt: skip
-    for name in speculative._OPTIONAL:
+    for name in (*speculative._PARAMETERS, "parents", "draft_probs", "bitmask", "seed", "position", "uniforms"):
         value = getattr(a, name, None)
         call[name] = None if value is None else array(value)
     if a.edits is not None:
@@ -74,6 +77,12 @@ def launch(args: dict, rule: str, *, team: int = 1, seed: int = 0, **how) -> dic
     return {name: emulate(name, grid, args, seed=seed, **how) for name, grid in plan}
 
 
+def instead_of_c(monkeypatch, call) -> None:
+    """From here on `call` gets what assay.verify has checked for the C kernel, and the common call is none."""
+    monkeypatch.setattr(speculative, "calls", SimpleNamespace(verify=lambda *args: lib.ASSAY_EINVAL))
+    monkeypatch.setattr(speculative, "_call", call)
+
+
 def emulated(monkeypatch, **how) -> list:
     """From here on assay.verify's C backend runs on the emulator; the list gets what each call counted."""
     counted: list = []
@@ -82,5 +91,5 @@ def emulated(monkeypatch, **how) -> list:
         if a.batch:
             counted.append(launch(fields(logits, a, written), a.rule, **how))
 
-    monkeypatch.setattr(speculative, "_call", call)
+    instead_of_c(monkeypatch, call)
     return counted

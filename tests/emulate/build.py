@@ -84,7 +84,7 @@ def build(folder: Path) -> Path:
     flags_of = tiers(not has_avx512() or "ASSAY_EMULATE" in os.environ)
     variants = re.findall(r"^VARIANT\((\w+), (\w+)\)", (CSRC / "variants.inc").read_text(), re.M)
     sources = [(path, []) for path in sorted(CSRC.glob("*.c"))]
-    sources.append((CSRC / "python" / "calls.c", PYTHON))
+    sources += [(path, PYTHON) for path in sorted((CSRC / "python").glob("*.c"))]
     sources += [(CSRC / "cpu" / op / f"{isa}.c", flags_of[isa]) for op, isa in variants if isa in flags_of]
     defines = ["-DASSAY_EMULATED_X86", *(f"-DASSAY_COMPILED_{isa}=1" for isa in flags_of)]
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._ffi import as_tensor
+from .._ffi import as_tensor, calls
 from ..reference.verify_arguments import RULES, Edits, VerifyArguments
 
 MOST = 2**31 - 1
@@ -34,18 +34,8 @@ class Ragged(NamedTuple):
     cu: Any
 
 
-_INT32 = np.dtype(np.int32)
-
-
-def is_plain(x: Any) -> bool:
-    """Whether x is a contiguous numpy array of int32, as which ids mostly come: told in half the time of viewing it."""
-    return type(x) is np.ndarray and x.dtype is _INT32 and x.flags.c_contiguous
-
-
 def starts(cu: Any) -> np.ndarray:
     """int32 [B + 1], still unchecked; what int32 cannot hold stays too much for it."""
-    if is_plain(cu) and cu.ndim == 1:
-        return cu
     array = as_tensor(cu, "cu_num_draft_tokens", _INTS, 1).array
     if array.dtype == np.int64 and not ((array >= 0) & (array <= MOST)).all():
         raise ValueError(
@@ -59,8 +49,6 @@ def counts(cu: np.ndarray) -> tuple[int, int, int]:
     if len(cu) < 1:
         raise ValueError("cu_num_draft_tokens: expected [B + 1] values, got none")
     ends = cu.tolist()
-    if len(ends) == 2 and ends[0] == 0 <= ends[1] < MOST - 1:
-        return 1, ends[1], ends[1]
     if ends[0] != 0:
         raise ValueError(f"cu_num_draft_tokens: expected to start at 0, got {ends[0]}")
     most, before = 0, 0
@@ -107,25 +95,12 @@ def per_request(value: Any, name: str, dtype: str, batch: int) -> np.ndarray:
         return np.ascontiguousarray(array.astype(dtype, copy=False))  # int64 seeds keep their bits
 
 
-#: name -> (dtype, value that turns it off, least, most, is least excluded)
-_LIMITS = {
-    "top_k": ("int32", 0, 0, MOST, False),
-    "top_p": ("float32", 1.0, 0, 1, True),
-    "min_p": ("float32", 0.0, 0, 1, False),
-    "typical_p": ("float32", 1.0, 0, 1, True),
-    "repetition_penalty": ("float32", 1.0, 0, 3.4e38, True),
-    "frequency_penalty": ("float32", 0.0, -3.4e38, 3.4e38, False),
-    "presence_penalty": ("float32", 0.0, -3.4e38, 3.4e38, False),
-    "max_emit": ("int32", None, 0, MOST, False),
-}
-
-
 def limited(value: Any, name: str, batch: int) -> np.ndarray | None:
     """A parameter within its limits, one a request; None where it is off for all."""
-    dtype, off, least, most, excluded = _LIMITS[name]
+    off, least, most, excluded = calls.LIMITS[name]
     if value is None or (off is not None and isinstance(value, int | float) and value == off):
         return None
-    array = per_request(value, name, dtype, batch)
+    array = per_request(value, name, "int32" if name in ("top_k", "max_emit") else "float32", batch)
     fine = (array > least if excluded else array >= least) & (array <= most)
     if not fine.all():
         bounds = f"{'(' if excluded else '['}{least}, {most}]"
@@ -134,28 +109,21 @@ def limited(value: Any, name: str, batch: int) -> np.ndarray | None:
 
 
 def filters(a: VerifyArguments, top_k: Any, top_p: Any, min_p: Any, typical_p: Any) -> None:
-    if not (type(top_k) is int and top_k == 0):
-        a.top_k = limited(top_k, "top_k", a.batch)
-    if not (type(top_p) is float and top_p == 1):
-        a.top_p = limited(top_p, "top_p", a.batch)
-    if not (type(min_p) is float and min_p == 0):
-        a.min_p = limited(min_p, "min_p", a.batch)
-    if not (type(typical_p) is float and typical_p == 1):
-        a.typical_p = limited(typical_p, "typical_p", a.batch)
+    a.top_k = limited(top_k, "top_k", a.batch)
+    a.top_p = limited(top_p, "top_p", a.batch)
+    a.min_p = limited(min_p, "min_p", a.batch)
+    a.typical_p = limited(typical_p, "typical_p", a.batch)
 
 
 def penalties(a: VerifyArguments, repetition: Any, frequency: Any, presence: Any) -> None:
     """All three or none."""
-    kinds = type(repetition), type(frequency), type(presence)
-    if kinds == (float, float, float) and repetition == 1 and frequency == 0 and presence == 0:
-        return
     values = {"repetition_penalty": repetition, "frequency_penalty": frequency, "presence_penalty": presence}
     found = {name: limited(value, name, a.batch) for name, value in values.items()}
     if all(x is None for x in found.values()):
         return
     for name, array in found.items():
-        neutral = 1.0 if name == "repetition_penalty" else 0.0
-        setattr(a, name, per_request(neutral, name, "float32", a.batch) if array is None else array)
+        off = per_request(calls.LIMITS[name][0], name, "float32", a.batch)
+        setattr(a, name, off if array is None else array)
 
 
 def thresholds(a: VerifyArguments, threshold: float, alpha: float, single: float, acc: float) -> None:
@@ -192,8 +160,6 @@ def check_uniforms(uniforms: Any, count: int) -> np.ndarray:
 
 def as_ids(x: Any, name: str, count: int) -> np.ndarray:
     """int32 [sum K_b]; ids beyond int32 stay outside the vocabulary."""
-    if is_plain(x) and x.shape == (count,):
-        return x
     tensor = as_tensor(x, name, _INTS, 1)
     if tensor.shape != (count,):
         raise ValueError(f"{name}: expected [sum K_b] = [{count}], got {list(tensor.shape)}")

@@ -5,19 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import reference
-from .._ffi import (
-    FLOAT_DTYPES,
-    FLOAT_NAMES,
-    Tensor,
-    as_tensor,
-    check,
-    ffi,
-    lib,
-    plain_matrix,
-    thread_count,
-    variant_index,
-    workspace,
-)
+from .._ffi import FLOAT_NAMES, Tensor, aligned, as_tensor, calls, check, lib, thread_count, variant_index
 from ..errors import RowError
 from ..reference.verify_arguments import RULES, VerifyArguments, VerifyOutputs
 from . import _verify_arguments as arguments
@@ -197,6 +185,21 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
     """
     if on_status not in ("return", "raise"):
         raise ValueError(f"on_status: expected return or raise, got {on_status!r}")
+    if (
+        backend == "c" and out is None and isa is None and stream is None and max_drafts is None and uniforms is None
+        and logit_bias is None and allowed_token_ids is None and banned_token_ids is None and bitmask is None
+        and stop_token_ids is None and draft_to_target is None and type(rule) is str
+    ):  # fmt: skip
+        # The common call, which the checks below would take longer than a small vocabulary. What it refuses, they name.
+        found = calls.verify(
+            VerifyResult, target_logits, draft_token_ids, cu_num_draft_tokens, draft_probs, _COMMON.get(rule), parents,
+            num_threads, return_logprobs, temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
+            frequency_penalty, presence_penalty, max_emit, seed, position,
+        )  # fmt: skip
+        if type(found) is VerifyResult:
+            if on_status == "raise":
+                _raise_first(found.status)
+            return found
     if on_device(target_logits, backend, stream):
         if isa is not None:
             raise ValueError(f"isa: expected None for arrays on a GPU, got {isa!r}")
@@ -214,7 +217,7 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         return _on_gpu(given, options, on_status, out, max_drafts, stream)
     if max_drafts is not None:
         raise ValueError(f"max_drafts: expected None for arrays on the host, got {max_drafts}")
-    logits = plain_matrix(target_logits) or as_tensor(target_logits, "target_logits", FLOAT_NAMES, 2)
+    logits = as_tensor(target_logits, "target_logits", FLOAT_NAMES, 2)
     cu = arguments.starts(cu_num_draft_tokens)
     batch, drafts, most = arguments.counts(cu)
     rows, vocab = logits.array.shape
@@ -261,25 +264,24 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
     if max_emit is not None:
         a.max_emit = arguments.limited(max_emit, "max_emit", batch)
 
+    inputs = [logits]
+    if out is not None:  # and may lie in one of them
+        inputs += [as_tensor(x, "", (x.dtype.name,), x.ndim) for x in (cu, ids, a.draft_probs) if x is not None]
+    outputs, result = as_outputs(_earlier(out), _INT_NAMES, ("int32",) * 6, _shapes(batch, most + 1), inputs)
     logprobs = np.empty((batch, most + 1), np.float32) if return_logprobs else None
-    if out is None:
-        written = _fresh(batch, most + 1, logprobs)
-        _run(logits, a, written, backend, isa, num_threads)
-        tokens, accepted, emitted = written.output_token_ids, written.num_accepted, written.num_emitted
-        status, path, counters = written.status, written.accept_index, written.counters
+    stand_ins = dense(outputs)
+    tokens, accepted, emitted, status, path, counters = (x.array for x in stand_ins)
+    written = VerifyOutputs(tokens, accepted, emitted, status, path, logprobs, counters)
+    if backend == "c":
+        _call(logits, a, written, isa, num_threads)
     else:
-        inputs = [logits] + [
-            as_tensor(x, "", (x.dtype.name,), x.ndim) for x in (cu, ids, a.draft_probs) if x is not None
-        ]
-        outputs, result = as_outputs(_earlier(out), _INT_NAMES, ("int32",) * 6, _shapes(batch, most + 1), inputs)
-        stand_ins = dense(outputs)
-        _run(logits, a, _outputs([x.array for x in stand_ins], logprobs), backend, isa, num_threads)
-        copy_back(outputs, stand_ins)
-        written = _outputs([x.array for x in stand_ins], logprobs)
-        tokens, accepted, emitted, status, path, counters = result
+        found = twin(backend, "speculative", isa)
+        (found.verify if found else reference.verify)(widen(logits), a, written)
+    copy_back(outputs, stand_ins)
     if on_status == "raise":
         _raise_first(written.status)
-    lossless = not sampled or _is_lossless(rule, sampled, threshold_acc, threshold_single)
+    lossless = _is_lossless(rule, sampled, threshold_acc, threshold_single)
+    tokens, accepted, emitted, status, path, counters = result
     return VerifyResult(tokens, accepted, emitted, status, path, logprobs, lossless, counters)
 
 
@@ -360,28 +362,11 @@ def uniform(seed: int, position: int, domain: int, node: int = 0) -> float:
     return float(lib.assay_uniform(seed & (2**64 - 1), position, domain, node))
 
 
-_INT32, _COUNTERS = np.dtype(np.int32), lib.ASSAY_COUNTERS
 _INT_NAMES = ("output_token_ids", "num_accepted", "num_emitted", "status", "accept_index", "counters")
 
 
 def _shapes(batch: int, width: int) -> tuple[tuple[int, ...], ...]:
-    return (batch, width), (batch,), (batch,), (batch,), (batch, width - 1), (batch, _COUNTERS)
-
-
-def _fresh(batch: int, width: int, logprobs: np.ndarray | None) -> VerifyOutputs:
-    """Outputs in one piece of memory, in the order in which :func:`_call` points at them."""
-    memory = np.empty(batch * (2 * width + 2 + _COUNTERS), _INT32)
-    path, ends = batch * width, batch * (2 * width - 1)
-    return VerifyOutputs(
-        memory[:path].reshape(batch, width),
-        memory[ends : ends + batch], memory[ends + batch : ends + 2 * batch], memory[ends + 2 * batch : ends + 3 * batch],
-        memory[path:ends].reshape(batch, width - 1), logprobs, memory[ends + 3 * batch :].reshape(batch, _COUNTERS), memory,
-    )  # fmt: skip
-
-
-def _outputs(arrays: list[np.ndarray], logprobs: np.ndarray | None) -> VerifyOutputs:
-    tokens, accepted, emitted, status, path, counters = arrays
-    return VerifyOutputs(tokens, accepted, emitted, status, path, logprobs, counters)
+    return (batch, width), (batch,), (batch,), (batch,), (batch, width - 1), (batch, lib.ASSAY_COUNTERS)
 
 
 def _earlier(out: Any) -> Any:
@@ -390,87 +375,39 @@ def _earlier(out: Any) -> Any:
     return out
 
 
-def _run(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, backend: str, isa: str | None,
-         num_threads: int | None) -> None:  # fmt: skip
-    if backend == "c":
-        _call(logits, a, written, isa, num_threads)
-        return
-    found = twin(backend, "speculative", isa)
-    (found.verify if found else reference.verify)(widen(logits), a, written)
-
-
-_ARGS, _INTS, _FLOATS = ffi.typeof("assay_verify_args *"), ffi.typeof("int32_t[]"), ffi.typeof("float[]")
-#: Arrays by the name of their field in assay_verify_args, where that is the arguments' own.
-_OPTIONAL = {
-    name: ffi.typeof(f"{kind}[]")
-    for kind, names in (
-        ("int32_t", "parents top_k max_emit"),
-        ("float", "draft_probs top_p min_p typical_p repetition_penalty frequency_penalty presence_penalty"),
-        ("uint32_t", "bitmask"), ("uint64_t", "seed"), ("int64_t", "position"), ("double", "uniforms"),
-    )
-    for name in names.split()
-}  # fmt: skip
 _WITH_THRESHOLDS = ("typical", "target_only")
-#: What an array that is given, though there is nothing in it, points at.
-_NOTHING = np.zeros(1, np.int64)
-
-
-#: Attributes that :class:`VerifyArguments` always has of its own.
-_ALWAYS = 7
-
-
-def _view(kind: Any, array: np.ndarray) -> Any:
-    """A pointer, which lives as long as the array (and not only as long as itself)."""
-    return ffi.from_buffer(kind, array if array.size else _NOTHING)
+#: Numbers of the rules of which no argument but those of the common call says anything.
+_COMMON = {name: number for name, number in _RULE_NUMBERS.items() if name not in _WITH_THRESHOLDS}
+#: What a request can have, in the C call's order, with what turns it off; the temperature, seed and position beside them.
+_PARAMETERS = (
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "max_emit",
+)
+_OFF = tuple(calls.LIMITS[name][0] for name in _PARAMETERS)
 
 
 def _call(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, isa: str | None, num_threads: int | None) -> None:
-    # Straight from the arrays, without a function for each: a call on a small vocabulary is as fast as this is.
-    s, buffer, batch, width, ids = ffi.new(_ARGS), ffi.from_buffer, a.batch, a.width, a.ids
-    s.target_logits, s.dtype, s.ld = logits.ptr, FLOAT_DTYPES[logits.dtype], logits.row_stride
-    s.batch, s.vocab, s.rule, s.max_out = batch, a.vocab, _RULE_NUMBERS[a.rule], width
-    s.draft_token_ids = buffer(_INTS, ids if ids.size else _NOTHING)
-    s.cu_num_draft_tokens = buffer(_INTS, a.cu)
-    s.temperature = buffer(_FLOATS, a.temperature if batch else _NOTHING)
-    if len(a.__dict__) > _ALWAYS:
-        _set_options(s, a)
-    memory = written.memory
-    if memory is not None:
-        at = buffer(_INTS, memory if batch else _NOTHING)
-        s.output_token_ids, s.accept_index = at, at + batch * width
-        at += batch * (2 * width - 1)
-        s.num_accepted, s.num_emitted, s.status, s.counters = at, at + batch, at + 2 * batch, at + 3 * batch
-    else:
-        view = _view
-        s.output_token_ids, s.accept_index = view(_INTS, written.output_token_ids), view(_INTS, written.accept_index)
-        s.num_accepted, s.num_emitted = view(_INTS, written.num_accepted), view(_INTS, written.num_emitted)
-        s.status, s.counters = view(_INTS, written.status), view(_INTS, written.counters)
-    if written.logprobs is not None:
-        s.logprobs = _view(_FLOATS, written.logprobs)
-    scratch, size = workspace(lib.assay_verify_workspace(s))
-    status = lib.assay_verify(s, variant_index(isa), thread_count(num_threads), scratch, size)
-    if status:
-        check(status, "verify", isa)
-
-
-def _set_options(s: Any, a: VerifyArguments) -> None:
-    view = _view
-    for name, array in a.__dict__.items():
-        if array is not None and name in _OPTIONAL:
-            setattr(s, name, view(_OPTIONAL[name], array))
-    if a.sparse_ids is not None and a.sparse_probs is not None:
-        s.draft_prob_ids, s.draft_prob_values = view(_INTS, a.sparse_ids), view(_FLOATS, a.sparse_probs)
-        s.draft_prob_width = a.sparse_ids.shape[1]
-    if a.edits is not None:
-        s.cu_edits, s.edit_token_ids = view(_INTS, a.edits.cu), view(_INTS, a.edits.ids)
-        s.edit_bias, s.edit_count = view(_FLOATS, a.edits.bias), view(_INTS, a.edits.count)
-        s.edit_in_prompt = view(_INTS, a.edits.in_prompt)
-    if a.bitmask is not None:
-        s.bitmask_ld, s.bitmask_per_row = a.bitmask.shape[1], a.bitmask_per_row
-    if a.rule in _WITH_THRESHOLDS:
-        s.posterior_threshold, s.posterior_alpha = a.posterior_threshold, a.posterior_alpha
-        s.threshold_single, s.threshold_acc = a.threshold_single, a.threshold_acc
-    if a.stop_ids is not None:
-        s.stop_token_ids, s.num_stop = view(_INTS, a.stop_ids), len(a.stop_ids)
-        if a.cu_stop is not None:
-            s.cu_stop = view(_INTS, a.cu_stop)
+    """The C kernel on checked arguments."""
+    arrays = (getattr(written, name) for name in (*_INT_NAMES, "logprobs"))
+    parameters = [off if (x := getattr(a, name)) is None else x for name, off in zip(_PARAMETERS, _OFF, strict=True)]
+    edits = (
+        (None,) * 5 if a.edits is None else (a.edits.cu, a.edits.ids, a.edits.bias, a.edits.in_prompt, a.edits.count)
+    )
+    args = (
+        VerifyResult, logits.array, a.ids, a.cu, a.draft_probs, _RULE_NUMBERS[a.rule], a.parents,
+        thread_count(num_threads) or None, a.logprobs, a.temperature, *parameters, a.seed, a.position,
+        tuple(x for x in arrays if x is not None), variant_index(isa), logits.dtype == "bfloat16", a.uniforms,
+        a.sparse_ids, a.sparse_probs, *edits, a.bitmask, a.bitmask_per_row, a.stop_ids, a.cu_stop,
+        float(a.posterior_threshold), float(a.posterior_alpha), float(a.threshold_single), float(a.threshold_acc),
+    )  # fmt: skip
+    found = calls.verify(*args)
+    if found == lib.ASSAY_EINVAL:  # the last thing that may be wrong with them
+        found = calls.verify(*(aligned(x) if isinstance(x, np.ndarray) else x for x in args))
+    if type(found) is not VerifyResult:
+        check(found, "verify", isa)

@@ -73,4 +73,3 @@ class VerifyOutputs:
     accept_index: np.ndarray
     logprobs: np.ndarray | None
     counters: np.ndarray
-    memory: np.ndarray | None = None  #: int32, which holds all but logprobs, where it was made for them
