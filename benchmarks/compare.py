@@ -198,9 +198,10 @@ VERIFY: dict[str, Target] = {
     "torch exponential": ("peers.sampling:Torch", ("exponential",)),
     "vllm": ("peers.sampling:Vllm", ()),
 }
-#: Rules measured at every batch and number of drafts; the others at some. The vocabulary over which a tree costs the most.
+#: Rules measured at every batch and number of drafts; the others at some. The vocabulary of "build", whose work is left out: the
+#: least in which a second child differs from the first.
 WHOLE_GRID = ("greedy", "rejection", "tree")
-SMALL = 32
+SMALL = 2
 #: Cells that are not measured because their logits, or with them the drafts' laws, are more than they may be.
 LEFT_OUT: list[str] = []
 ROUTE: dict[str, Target] = {"numpy": ("peers.routing:Numpy", ()), "torch": ("peers.routing:Torch", ())}

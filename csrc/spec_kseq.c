@@ -53,7 +53,8 @@ static int first_from(const search *f, int64_t i) {
 /* The line through two places, at s, outside what lies between them; the places' errors make it lower by as much as they can. */
 static double beyond(const place *near, const place *far, double s) {
     const double run = (s - near->s) / (near->s - far->s); /* positive */
-    return near->rest + (near->rest - far->rest) * run - error_of(fmax(near->rest, far->rest), fmax(near->s, far->s)) * (1 + 2 * run);
+    const double error = error_of(fmax(near->rest, far->rest), fmax(near->s, far->s));
+    return near->rest + (near->rest - far->rest) * run - error * (1 + 2 * run);
 }
 
 /* What R computed at s can be, before place k. */

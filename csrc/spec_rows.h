@@ -50,10 +50,13 @@ typedef struct {
     assay_spec_row_state row;
 } assay_spec_node;
 
-/* Elements of the row at hand among which a cut is looked for: their place in the order, which falls, and their weights. */
-enum { ASSAY_SPEC_CANDIDATES = 16384 };
+/* Elements of the row at hand among which a cut is looked for: their place in the order, which falls, and their weights. Beside
+ * them a sample of all. */
+enum { ASSAY_SPEC_CANDIDATES = 16384, ASSAY_SPEC_SAMPLE = 4096, ASSAY_SPEC_HEAVY = 1024 };
 typedef struct {
     float values[ASSAY_SPEC_CANDIDATES + ASSAY_VOCAB_BLOCK + 16], weights[ASSAY_SPEC_CANDIDATES + ASSAY_VOCAB_BLOCK + 16];
+    float sampled[ASSAY_SPEC_SAMPLE + ASSAY_SPEC_HEAVY + 2 * ASSAY_VOCAB_BLOCK + 16];
+    float sampled_weights[ASSAY_SPEC_SAMPLE + ASSAY_SPEC_HEAVY + 2 * ASSAY_VOCAB_BLOCK + 16];
 } assay_spec_candidates;
 
 /* Where the workspace of a call begins: of each kind one piece for each request. */
@@ -131,6 +134,33 @@ const void *assay_spec_view(const assay_spec_request *r, int64_t b, float *buffe
 static inline int assay_spec_inside(const assay_range *range, float x, int64_t id) {
     return (x > range->low && x < range->high) || (x >= range->least && x <= range->most && id <= range->last);
 }
+
+/* An order and how much of it to keep. Values fall: the logit, or minus the distance of -log p from the entropy. */
+typedef struct {
+    int by_distance;
+    int64_t elements;      /* so many, where not 0 */
+    double target, total;  /* so much weight, of so much there is */
+    float center;
+    float least;           /* of all logits that can matter: it may be wrong, which costs a pass */
+} assay_spec_order;
+
+static inline double assay_mass_value(assay_mass m) {
+    const int64_t carry = m.low >> 23; /* rounds down */
+    return (double)(m.high + carry) * 0x1p-23 + (double)(m.low - carry * (1 << 23)) * 0x1p-46;
+}
+static inline assay_mass assay_mass_sum(assay_mass a, assay_mass b) { return (assay_mass){a.high + b.high, a.low + b.low}; }
+
+/* spec_select.c. The logit z T from the top, or a little less. */
+float assay_spec_logit_at(const assay_spec_request *r, double z);
+/* Of n logits: places in the order, over them, and weights. */
+void assay_spec_arrange(const assay_spec_request *r, const assay_spec_order *o, float *values, float *weights, int64_t n);
+/* What lies above `high` and what equals it; returns how many lie strictly between low and high. The first of them, up to
+ * ASSAY_SPEC_CANDIDATES, are left among the candidates. */
+int64_t assay_spec_gather(const assay_spec_request *r, const assay_spec_order *o, float low, float high, assay_mass *above,
+                          assay_mass *equal);
+/* The value of the class of equals with which there is enough, what lies before it, and whether it has one element. Returns 0
+ * when all is not enough. */
+int assay_spec_find_class(const assay_spec_request *r, assay_spec_order *o, float *value, assay_mass *before, int *alone);
 
 /* spec_filter.c: finds the cuts of the row at hand. */
 int assay_spec_has_filters(const assay_spec_request *r);

@@ -4,9 +4,10 @@ Every draft is accepted, the costliest case for kernels that stop at the first r
 does: softmax of all rows, acceptance by u q(x) < p(x), then one draw from (p - q)+ or, after the last draft, from p.
 
 A tree is binary below one child of the root; every first child is its parent's argmax, so that the path of the first children
-stands. "tree" is greedy: the peers find the argmax of all rows at once and walk the tree over those. "build" is the same over a
-vocabulary so small that it costs nothing, and makes the tree's attention mask, positions and paths of its parents as well. The other
-rules' peers stand in peers/rules.py. "kseq" drafts siblings of one node. "sampled" drafts what is drawn.
+stands. "tree" is greedy: the peers find the argmax of all rows at once and walk the tree over those. "build" is the same without the
+work of a vocabulary, over two tokens whose logits the core has at hand, and makes the tree's attention mask, positions and paths
+of its parents as well. The other rules' peers stand in peers/rules.py. "kseq" drafts siblings of one node. "sampled" drafts what
+is drawn.
 """
 
 from functools import lru_cache, partial
@@ -77,8 +78,8 @@ def walk(best: np.ndarray, drafts: np.ndarray) -> np.ndarray:
 CACHED_BYTES = 24 << 20
 
 
-#: Sets of logits in a rotation, where they are so small that more would take long to prepare.
-MOST_SETS = 4096
+#: Sets of logits in a rotation, where they are so small that more would take long to prepare; and where they are to cost nothing.
+MOST_SETS, FEW_SETS = 4096, 8
 
 
 @lru_cache(maxsize=1)
@@ -112,7 +113,7 @@ class Drafts:
 
     def __init__(self, cell: Cell) -> None:
         size = cell.batch * (cell.k + 1) * cell.vocab
-        sets = min(_rotation(cell.logits) // size, MOST_SETS)
+        sets = min(_rotation(cell.logits) // size, FEW_SETS if cell.rule == "build" else MOST_SETS)
         pool = _pool(_rotation("memory"))[: sets * size]
         rows = [part.reshape(cell.batch, cell.k + 1, cell.vocab) for part in pool.reshape(-1, size)]
         self.sets = [(r, self._drafts(r, cell)) for r in rows]

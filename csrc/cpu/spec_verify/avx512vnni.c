@@ -10,6 +10,8 @@
  *   together) stay in L1.
  * sum: the same without the store and where T = 1 without the mul, 13 operations, and one for the next block's peak, whose
  *   latency this hides; prefetches of the block behind: memory works while the ports do.
+ * residuals: per 16 elements 14 for the weight, 2 to check q, and for each of four sums a mul, a sub, a max and an add: 32, 16 cycles,
+ *   where four of residual's would take 10 each.
  * race: per 16 elements 9 rounds of 6 operations and some 8 more: 16 cycles on four pipes. */
 #include "mass.h"
 #include "race.h"
