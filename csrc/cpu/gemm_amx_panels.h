@@ -5,7 +5,8 @@
  * Granite Rapids, in cycles:
  *   tdpbssd       16 a tile, however deep (up to 64 k) and however few its rows
  *   tilestored    18; its tile must be complete, for which a product takes 52
- *   vmulps, vfmadd: 1 while products are in flight, else 1/2
+ *   vmulps, vfmadd, vcvtdq2ps, vpsrld, vpdpbusd: 1 while products are in flight, else 1/2 (vpsrld 1)
+ *   vsubps, vpandd: 1/2 all the time
  * and the clock falls with what the bytes are: products of zeros run half as fast again as products of numbers.
  * So a tile is stored only when the next group's product wants its register: 25 ns a group of 32 rows x 32 k x 32 columns against
  * 40 when stored at once. TOGETHER groups are then scaled with the outputs in registers; more of them, and the sums crowd the
