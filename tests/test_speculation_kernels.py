@@ -5,7 +5,6 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
-from variants import runnable_variants
 
 import assay
 from assay import reference
@@ -15,6 +14,7 @@ from assay.speculation import policies
 from assay.speculation.certify import certify, random_models
 from assay.speculation.propose import DraftModelProposer
 from assay.speculation.transport import acceptance
+from variants import runnable_variants
 
 OP = "spec_verify"
 FORK = [-1, -1, 0]  # two children of the root, one grandchild
