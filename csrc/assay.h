@@ -325,7 +325,8 @@ typedef struct {
     const int64_t *position;           /* [batch]: absolute position of the request's first new token */
     const double *uniforms;            /* NULL, or [sum K_b + 2 batch] in (0, 1), request b's at cu[b] + 2 b: K_b for acceptance
                                           (of node j; target_only: of a level's first child), one for the residual, one for
-                                          a token of p. SAMPLED: slot d draws the token at depth d. Not for GUMBEL */
+                                          a token of p. SAMPLED: slot d draws the token at depth d. GUMBEL:
+                                          [sum K_b + batch, vocab] instead, u_v of every row */
     double posterior_threshold, posterior_alpha; /* of TYPICAL */
     double threshold_single, threshold_acc;      /* of TARGET_ONLY */
     const int32_t *stop_token_ids;     /* output ends with the first of these */

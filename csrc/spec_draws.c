@@ -1,6 +1,7 @@
 /* What is drawn from a row that was read (spec_rows.c): q beside it, residuals, tokens, the race, the mean exponent. */
 #include "spec_rows.h"
 
+#include "cpu/spec_verify/race.h"
 #include "cpu/vexp.h"
 
 /* ---- q ----------------------------------------------------------------------------------------------- */
@@ -206,9 +207,13 @@ int32_t assay_spec_draw(assay_spec_request *r, double u) {
 static void race_blocks(void *arg, int64_t begin, int64_t end) {
     assay_spec_request *r = arg;
     const assay_verify_args *a = r->call->a;
-    const uint64_t position = (uint64_t)a->position[r->b] + (uint64_t)r->nodes[r->node].depth;
+    const double *given = a->uniforms ? a->uniforms + (r->first + r->b + r->node) * a->vocab : NULL;
     /* The best of the blocks before bounds those that follow: of equal times the first is the winner anyway. */
-    assay_race race = {a->seed[r->b], position, INFINITY, 0};
+    assay_race race = {0, 0, INFINITY, 0};
+    if (!given) {
+        race.seed = a->seed[r->b];
+        race.position = (uint64_t)a->position[r->b] + (uint64_t)r->nodes[r->node].depth;
+    }
     _Alignas(64) float buffer[ASSAY_VOCAB_BLOCK], w[ASSAY_VOCAB_BLOCK];
     for (int64_t b = begin * r->unit; b < assay_spec_end_of(r, end); b++) {
         assay_spec_block *block = &r->blocks[b];
@@ -220,7 +225,12 @@ static void race_blocks(void *arg, int64_t begin, int64_t end) {
         int dtype;
         const void *view = assay_spec_view(r, b, buffer, &dtype);
         r->call->kernel->weights(view, dtype, n, r->s.shift, r->inverse_t, w);
-        r->call->kernel->race(w, assay_round_up(n, 16), block->token, &race);
+        if (given) {
+            for (int64_t i = 0; i < n; i++)
+                if (w[i] > 0) assay_race_at(&race, given[block->token + i], w[i], block->token + i);
+        } else {
+            r->call->kernel->race(w, assay_round_up(n, 16), block->token, &race);
+        }
         if (race.time < before) {
             block->mass = race.time;
             block->token = race.token;

@@ -51,7 +51,7 @@ static void verify_request(const assay_spec_call *call, int64_t b) {
     r.excluded = call->excluded + first;
     r.edits = a->cu_edits ? call->edits + a->cu_edits[b] + first : NULL;
     r.counters = a->counters + b * ASSAY_COUNTERS;
-    r.given = a->uniforms ? a->uniforms + first + 2 * b : NULL;
+    r.given = a->uniforms && a->rule != ASSAY_GUMBEL ? a->uniforms + first + 2 * b : NULL;
     const float t = a->temperature[b];
     r.greedy = a->rule == ASSAY_GREEDY || t == 0;
     /* Kept from overflow and underflow, where 0 * infinity would make a NaN. */
@@ -145,7 +145,7 @@ static int arguments_are_right(const assay_verify_args *a, int *sampled) {
     }
     for (int64_t i = 0; a->cu_edits && i < a->cu_edits[a->batch]; i++)
         if (a->edit_token_ids[i] < 0 || a->edit_token_ids[i] >= a->vocab) return 0;
-    if (*sampled && (a->rule == ASSAY_GUMBEL || !a->uniforms) && (!a->seed || !a->position)) return 0;
+    if (*sampled && !a->uniforms && (!a->seed || !a->position)) return 0;
     return 1;
 }
 

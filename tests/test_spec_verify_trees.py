@@ -382,7 +382,7 @@ def test_bad_arguments_of_trees_and_processors():
         ({"rule": "rejection"}, ValueError, "parents: rule='rejection' is for chains"),
         ({"rule": "block"}, ValueError, "parents: rule='block' is for chains"),
         ({"rule": "kseq", "draft_probs": None}, ValueError, "draft_probs: rule='kseq' needs"),
-        ({"rule": "gumbel", "uniforms": np.full(n + 8, 0.5)}, ValueError, "uniforms: rule='gumbel'"),
+        ({"rule": "gumbel", "uniforms": np.full(n + 8, 0.5)}, ValueError, "uniforms: expected 2 dimensions, got 1"),
         ({"parents": args["parents"][1:]}, ValueError, r"parents: expected \[sum K_b\]"),
         ({"top_k": -1}, ValueError, "top_k: expected values in"),
         ({"top_p": 0.0}, ValueError, r"top_p: expected values in \(0, 1\], got 0.0"),

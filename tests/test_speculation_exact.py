@@ -10,6 +10,7 @@ from assay.ops.speculative import RULES
 from assay.reference.verification import kseq_rho
 from assay.speculation.certify import certify
 from assay.speculation.exact import exact_models
+from assay.speculation.race import race_law
 
 OP = "spec_verify"
 FORK, TRIPLE = [-1, -1, 0], [-1, -1, -1]
@@ -17,6 +18,9 @@ CASES = {
     "greedy tree": ("greedy", {"parents": FORK}),
     "sampled chain": ("sampled", {}),
     "sampled tree": ("sampled", {"parents": FORK}),
+    "gumbel chain": ("gumbel", {}),
+    "gumbel tree": ("gumbel", {"parents": FORK}),
+    "gumbel, five tokens": ("gumbel", {"drafts": 1, "vocab": 5}),
     "rejection": ("rejection", {"vocab": 4}),
     "rejection of three": ("rejection", {"drafts": 3, "vocab": 2}),
     "rejection of certain drafts": ("rejection", {"one_hot": True}),
@@ -42,6 +46,7 @@ def test_c_kernels_have_exactly_the_law_of_plain_sampling(variant, name):
     rule, how = CASES[name]
     found = certify(rule, backend="c", exact=True, settings=4, isa=variant, **how)
     assert found.tolerance == 1e-12
+    assert "(tolerance 1e-12, where float32 rounds nothing)" in str(found)
     assert found.lossless, found
     assert 0 < found.expected_accepted < len(how.get("parents", range(how.get("drafts", 2))))
 
@@ -53,10 +58,21 @@ def test_the_twin_and_the_reference_have_it_too(backend):
         found = certify(rule, backend=backend, exact=True, **how | {"vocab": 3})
         assert found.lossless, found
         assert found.tolerance == 1e-12
+    found = certify("gumbel", backend=backend, exact=True, drafts=1, settings=1)
+    assert found.lossless, found
+
+
+def test_a_race_that_is_none_is_refused():
+    def last_but_one(row, u):
+        """The second to ring."""
+        return np.argsort(-np.log1p(-u), axis=1)[:, 1]
+
+    with pytest.raises(ValueError, match="winner: expected a race"):
+        race_law(last_but_one, 1, 3)
 
 
 def test_every_lossless_rule_is_here():
-    assert {rule for rule, _ in CASES.values()} == {*RULES} - {"typical", "gumbel"}
+    assert {rule for rule, _ in CASES.values()} == {*RULES} - {"typical"}
 
 
 def test_plain_sampling_has_exactly_the_probabilities(variant):
@@ -81,8 +97,8 @@ def test_an_error_of_one_in_a_billion_is_seen():
     def lenient(*args, uniforms, **how):
         return assay.verify(*args, uniforms=uniforms * (1 - 1e-9), **how)
 
-    for rule in ("rejection", "block", "traversal", "kseq"):
-        how = CASES[rule][1]
+    for rule in ("rejection", "block", "traversal", "kseq", "gumbel"):
+        how = CASES[rule if rule in CASES else f"{rule} tree"][1]
         found = certify(rule, backend="c", exact=True, verify=lenient, **how)
         assert not found.lossless
         assert 1e-12 < found.total_variation < 1e-8

@@ -5,7 +5,9 @@ imported from one that is on PYTHONPATH. What peers do on GPUs alone is certifie
 (tests/test_speculation_certify.py).
 """
 
+import ast
 import inspect
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ import peers.vllm
 from assay.speculation import policies
 from assay.speculation.certify import certify
 from assay.speculation.policies import excess, ratio, sampled_or
+from assay.speculation.propose import NGramProposer
 from assay.speculation.tree import DraftTree
 
 # ---- transformers ------------------------------------------------------------------------------------------------------
@@ -339,6 +342,33 @@ def test_vllm_rejects_a_token_that_its_drafter_cannot_draw(monkeypatch):
     assert theirs(logits, draft, q, np.array([0.5]), 2, np.ones(3)) == [0]  # recovered, not accepted: nothing follows
     got = assay.verify(logits, draft, np.array([0, 1], np.int32), q, uniforms=np.array([0.5, 0.5, 0.5]))
     assert got.num_accepted[0] == 1
+
+
+def test_vllm_looks_up_the_same_ngram():
+    """Its own function: the longest n-gram's earliest place. It ends where the sequence does; here a repetition goes on."""
+    folder = os.environ.get(peers.vllm.VARIABLE)
+    if not folder:
+        pytest.skip(f"{peers.vllm.VARIABLE} does not name vLLM's source")
+    text = (Path(folder) / "vllm/v1/spec_decode/ngram_proposer.py").read_text(encoding="utf-8")
+    own = next(
+        x for x in ast.parse(text).body if getattr(x, "name", "") == "_find_longest_matched_ngram_and_propose_tokens"
+    )
+    own.decorator_list = []  # compiled or not, it is the same function
+    namespace = {"np": np}
+    exec(compile(ast.Module([own], []), "ngram_proposer.py", "exec"), namespace)
+    rng, found, ended = np.random.default_rng(0), 0, 0
+    for _ in range(600):
+        tokens = rng.integers(0, rng.integers(1, 6), rng.integers(1, 40)).astype(np.int32)
+        shortest = int(rng.integers(1, 4))
+        longest, k = shortest + int(rng.integers(0, 4)), int(rng.integers(1, 7))
+        theirs = namespace[own.name](tokens, shortest, longest, 10**6, k).tolist()
+        proposer = NGramProposer(longest=longest, shortest=shortest, prefer="earliest")
+        ours = proposer.propose(tokens, k).tree.tokens.tolist()
+        assert ours[: len(theirs)] == theirs
+        assert len(ours) == (k if theirs else 0)
+        found, ended = found + bool(theirs), ended + (0 < len(theirs) < k)
+    assert found > 100
+    assert ended > 20
 
 
 # ---- vLLM's practices, as policies ----------------------------------------------------------------------------------------

@@ -1,5 +1,11 @@
 """Proposers: what they draft, that they are bounded, and Medusa heads in the published layout."""
 
+import pickle
+import struct
+import sys
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +13,7 @@ from hypothesis import strategies as st
 
 import assay
 from assay import reference
+from assay.speculation import propose
 from assay.speculation.medusa import MedusaHeads
 from assay.speculation.propose import (
     DOMAIN_DRAFT,
@@ -113,6 +120,64 @@ def test_suffix_automaton_is_bounded_and_restarts():
     assert len(proposer._held) <= 50
 
 
+def sequences(count):
+    """Among them those that suffix automata and lookups find hard."""
+    before, fibonacci = [0], [0, 1]
+    while len(fibonacci) < count:
+        before, fibonacci = fibonacci, fibonacci + before
+    rng = np.random.default_rng(0)
+    yield "one token", np.zeros(count, np.int32)
+    yield "in turns", np.arange(count, dtype=np.int32) % 2
+    yield "fibonacci", np.array(fibonacci[:count], np.int32)
+    yield "random bits", rng.integers(0, 2, count).astype(np.int32)
+    yield "all different", np.arange(count, dtype=np.int32)
+    yield "ends anew", np.where(np.arange(count) % 97 == 96, np.arange(count), 0).astype(np.int32)
+
+
+def steps_of(run):
+    """Lines of the proposers' own code that a call runs: a clock that does not depend on the machine."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        if frame.f_code.co_filename != propose.__file__:
+            return None
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        run()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize(("name", "tokens"), sequences(3000))
+def test_time_and_memory_are_bounded(name, tokens):
+    """Whatever the sequence, and however long: an n-gram lookup takes as many steps of its own, each over its window; the automaton
+    takes constant time a token on average, and no more than its capacity in one call; neither keeps more than its bound."""
+    capacity, window = 200, 64
+    lookup = NGramProposer(branches=2, window=window)
+    automaton = SuffixAutomatonProposer(capacity=capacity, shortest=1)
+    ends = [*range(1, 3000, 7), 3000]
+    calls = [steps_of(lambda end=end: lookup.propose(tokens[:end], 4)) for end in ends]
+    assert max(calls) <= 60
+    assert vars(lookup).keys() == vars(NGramProposer()).keys()  # it keeps nothing of the sequence
+    tracemalloc.start()
+    grown, peaks = [], []
+    for end in ends:
+        grown.append(steps_of(lambda end=end: automaton.propose(tokens[:end], 4)))
+        peaks.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert max(grown) <= 30 * capacity
+    assert sum(grown) <= 90 * len(tokens)  # each token twice: half of them again after each restart
+    assert len(automaton._next) <= 2 * capacity
+    assert max(peaks) <= 1500 * capacity
+    assert max(peaks[len(peaks) // 2 :]) <= 1.5 * max(peaks[: len(peaks) // 2])
+
+
 # ---- models ------------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +264,119 @@ def test_medusa_heads_from_a_checkpoint(tmp_path, prefix, blocks):
     assert np.corrcoef(quantized.ravel(), want.ravel())[0, 1] > 0.95
 
 
+class Saved:
+    """torch.save's archive without torch: the pickle is made of names alone, whatever stands behind them elsewhere."""
+
+    def __init__(
+        self, tensors, *, dtype="FloatStorage", compression=zipfile.ZIP_STORED, bytes_missing=0, root="archive"
+    ):
+        self.tensors, self.dtype, self.compression, self.missing, self.root = (
+            tensors,
+            dtype,
+            compression,
+            bytes_missing,
+            root,
+        )
+
+    def write(self, path):
+        """By pickle's own opcodes (protocol 2), as torch writes them."""
+        entries, parts = {}, [b"\x80\x02ccollections\nOrderedDict\n)R("]
+
+        def text(x):
+            return b"X" + struct.pack("<I", len(x)) + x.encode()
+
+        def number(x):
+            return b"J" + struct.pack("<i", x)
+
+        def shape(xs):
+            return b"(" + b"".join(number(x) for x in xs) + b"t"
+
+        for key, (name, values) in enumerate(self.tensors.items()):
+            strides = [s // values.itemsize for s in values.strides]
+            storage = b"(" + text("storage") + f"ctorch\n{self.dtype}\n".encode() + text(str(key)) + text("cpu")
+            storage += number(values.size) + b"tQ"
+            tensor = (
+                b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(0) + shape(values.shape) + shape(strides)
+            )
+            parts.append(text(name) + tensor + b"\x89ccollections\nOrderedDict\n)RtR")
+            raw = values.tobytes("A")
+            entries[f"{self.root}/data/{key}"] = raw[: len(raw) - self.missing]
+        entries = {f"{self.root}/data.pkl": b"".join(parts) + b"u.", f"{self.root}/byteorder": b"little"} | entries
+        with zipfile.ZipFile(path, "w", self.compression) as archive:
+            for name, data in entries.items():
+                archive.writestr(name, data)
+
+
+def test_medusa_heads_of_a_torch_file(tmp_path):
+    """The published ``medusa_lm_head.pt``: its folder, its names, also tensors stored by columns and in halves."""
+    tensors = medusa_tensors(np.random.default_rng(3))
+    hidden = np.ones(32, np.float32)
+    want = MedusaHeads.from_tensors({tuple(k.split(".")): v for k, v in tensors.items()}, "test").logits(hidden)
+    Saved({k: np.asfortranarray(v) for k, v in tensors.items()}).write(tmp_path / "medusa_lm_head.pt")
+    np.testing.assert_array_equal(MedusaHeads.load(tmp_path).logits(hidden), want)
+    half = {k: v.astype(np.float16) for k, v in tensors.items()}
+    Saved(half, dtype="HalfStorage").write(tmp_path / "half.pt")
+    bits = {k: (v.view(np.uint32) >> 16).astype(np.uint16) for k, v in tensors.items()}
+    Saved(bits, dtype="BFloat16Storage").write(tmp_path / "bf16.pt")
+    for name, tolerance in (("half.pt", 0.02), ("bf16.pt", 0.2)):
+        np.testing.assert_allclose(MedusaHeads.load(tmp_path / name).logits(hidden), want, atol=tolerance)
+
+
+def test_medusa_heads_that_torch_saved(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    tensors = medusa_tensors(np.random.default_rng(4))
+    heads = torch.nn.ModuleList()
+    for i in range(3):
+        block = torch.nn.Module()
+        block.linear = torch.nn.Linear(32, 32)
+        heads.append(torch.nn.Sequential(block, torch.nn.Linear(32, 50, bias=False)))
+        for name, own in heads[i].state_dict().items():
+            own.copy_(torch.tensor(tensors[f"{i}.{name}"]))
+    torch.save(heads.state_dict(), tmp_path / "medusa_lm_head.pt")
+    got = MedusaHeads.load(tmp_path)
+    want = MedusaHeads.from_tensors({tuple(k.split(".")): v for k, v in tensors.items()}, "test")
+    np.testing.assert_array_equal(got.logits(np.ones(32)), want.logits(np.ones(32)))
+    torch.save(heads, tmp_path / "module.pt")  # a pickled module asks for its classes
+    with pytest.raises(assay.FormatError, match=r"expected tensors of floats alone, got torch\."):
+        MedusaHeads.load(tmp_path / "module.pt")
+
+
+def test_torch_files_that_are_refused(tmp_path):
+    tensors, path = medusa_tensors(np.random.default_rng(5), heads=1), tmp_path / "heads.pt"
+    with pytest.raises(assay.FormatError, match=r"expected medusa_lm_head\.safetensors or medusa_lm_head\.pt"):
+        MedusaHeads.load(tmp_path)
+    for message, saved in (
+        ("expected at most 1020 elements of storage, got one at 1023", Saved(tensors, bytes_missing=16)),
+        ("expected an entry that is not compressed", Saved(tensors, compression=zipfile.ZIP_DEFLATED)),
+        ("expected tensors of floats alone, got torch.LongStorage", Saved(tensors, dtype="LongStorage")),
+        ("BufferError|multiple of element size", Saved(tensors, bytes_missing=1)),
+    ):
+        saved.write(path)
+        with pytest.raises(assay.FormatError, match=message):
+            MedusaHeads.load(path)
+    for data in (b"", b"PK", b"\x80\x02}q\x00."):
+        path.write_bytes(data)
+        with pytest.raises(assay.FormatError, match=r"expected an archive of torch\.save"):
+            MedusaHeads.load(path)
+
+    def archive(pickled):
+        with zipfile.ZipFile(path, "w") as written:
+            written.writestr("archive/data.pkl", pickled)
+
+    for message, pickled in (
+        ("expected tensors of floats alone, got posix.system", b"cposix\nsystem\n(X\x04\x00\x00\x00truetR."),
+        ("expected tensors of floats alone, got builtins.eval", pickle.dumps(eval)),
+        ("expected a dictionary of tensors, got list", pickle.dumps([1])),
+        ("expected a dictionary of tensors, got int as", pickle.dumps({"0.0.weight": 1})),
+        ("expected storages of floats", b"(X\x01\x00\x00\x00atQ."),
+        ("expected an archive of torch.save", b"garbage"),
+        ("expected an archive of torch.save", b"ctorch._utils\n_rebuild_tensor_v2\n)R."),
+    ):
+        archive(pickled)
+        with pytest.raises(assay.FormatError, match=message):
+            MedusaHeads.load(path)
+
+
 def test_medusa_half_precision_and_faults(tmp_path):
     numpy_io = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
     tensors = medusa_tensors(np.random.default_rng(0))
@@ -248,6 +426,7 @@ def test_bad_arguments_say_got_and_wanted():
     for message, run in (
         ("shortest, longest, window: expected", lambda: NGramProposer(longest=2, shortest=3)),
         ("branches: expected at least 1, got 0", lambda: NGramProposer(branches=0)),
+        ("prefer: expected latest or earliest, got 'first'", lambda: NGramProposer(prefer="first")),
         ("capacity, shortest: expected", lambda: SuffixAutomatonProposer(capacity=1)),
         (
             "mode: expected one of greedy, sample, gumbel, got 'beam'",

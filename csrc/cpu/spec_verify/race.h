@@ -11,14 +11,17 @@
 #define RACE_MARGIN 0.999999
 #define RACE_MARGIN_F32 0.99999f
 
-static inline void assay_race_try(assay_race *race, uint32_t low, uint32_t high, float weight, int64_t token) {
-    const double u = assay_unit_interval(low, high);
+static inline void assay_race_at(assay_race *race, double u, float weight, int64_t token) {
     if (u * RACE_MARGIN > race->time * (double)weight) return;
     const double time = -assay_log(1.0 - u) / (double)weight;
     if (time < race->time) {
         race->time = time;
         race->token = token;
     }
+}
+
+static inline void assay_race_try(assay_race *race, uint32_t low, uint32_t high, float weight, int64_t token) {
+    assay_race_at(race, assay_unit_interval(low, high), weight, token);
 }
 
 /* Philox's first round, in which only the last of the counter's words differs between the elements of a row: the state

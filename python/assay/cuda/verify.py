@@ -154,8 +154,9 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         raise UnsupportedError(
             "draft_to_target: expected None on a GPU: translate draft_token_ids and draft_probs before"
         )
-    checks.check_rule(rule, tree=options["parents"] is not None, has_q=draft_probs is not None,
-                         uniforms=options["uniforms"] is not None)  # fmt: skip
+    checks.check_rule(rule, tree=options["parents"] is not None, has_q=draft_probs is not None)
+    if rule == "gumbel" and options["uniforms"] is not None:
+        raise UnsupportedError("uniforms: expected None with rule='gumbel' on a GPU, whose noise is keyed")
     with place((target_logits, draft_token_ids, cu_num_draft_tokens, draft_probs), stream, out) as here:
         call = _Call(here, checks)
         logits = here.tensor(target_logits, "target_logits", FLOAT_NAMES, 2)
@@ -288,7 +289,7 @@ def _processors(call: _Call, options: dict[str, Any], batch: int, rows: int, voc
     uniforms, seed, position = options["uniforms"], options["seed"], options["position"]
     if sampled and uniforms is not None:
         if device_of(uniforms) is None:
-            call.upload("uniforms", call.checks.check_uniforms(uniforms, drafts + 2 * batch))
+            call.upload("uniforms", call.checks.check_uniforms(uniforms, drafts, batch))
         else:
             call.put("uniforms", call.matrix("uniforms", uniforms, ("float64",), (drafts + 2 * batch,)))
     elif sampled and (seed is None or position is None):

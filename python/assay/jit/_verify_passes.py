@@ -119,6 +119,23 @@ def race(row, shift, inverse_t, seed, position):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def race_of(row, shift, inverse_t, uniforms):  # type: ignore[no-untyped-def]
+    """The same with uniforms that are given, one a token."""
+    weights = np.empty(BLOCK, np.float32)
+    best, winner = np.inf, 0
+    for start in range(0, len(row), BLOCK):
+        block = row[start : start + BLOCK]
+        exponentials(block, shift, inverse_t, weights)
+        for j in range(len(block)):
+            weight = np.float64(weights[j])
+            if weight > 0:
+                time = -log(1.0 - uniforms[start + j]) / weight
+                if time < best:
+                    best, winner = time, start + j
+    return winner
+
+
+@njit(cache=True)
 def exponent_sums(row, shift, inverse_t):  # type: ignore[no-untyped-def]
     """Sums of w z and of w, z = (l - shift) / T, w = exp(z)."""
     scratch = np.empty(BLOCK, np.float32)

@@ -317,8 +317,11 @@ class Request:
         self.excluded = []
         return self.draw_without(row, u)
 
-    def race(self, row: Row, depth: int) -> int:
+    def race(self, row: Row, node: int, depth: int) -> int:
         self.counters[ROWS_RESAMPLED] += 1
+        if self.arguments.uniforms is not None:
+            given = self.arguments.uniforms[self.first + self.b + node]
+            return int(passes.race_of(row.x, row.shift, self.inverse_t, given))
         assert self.arguments.seed is not None
         position = np.uint64((self._position() + depth) & (2**64 - 1))
         return int(passes.race(row.x, row.shift, self.inverse_t, self.arguments.seed[self.b], position))

@@ -152,7 +152,7 @@ def _decide(r: Request, row: Row, node: int) -> Decision:
     if r.greedy:
         return _match(r, node, r.argmax(row))
     if rule == "gumbel":
-        return _match(r, node, r.race(row, r.node(node).depth))
+        return _match(r, node, r.race(row, node, r.node(node).depth))
     if rule == "sampled":
         return _match(r, node, r.draw(row, _bonus_uniform(r, node)))
     if not r.node(node).children:

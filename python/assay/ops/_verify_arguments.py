@@ -82,7 +82,7 @@ def per_request(value: Any, name: str, dtype: str, batch: int) -> np.ndarray:
     if isinstance(value, int | float | np.number) and not isinstance(value, bool):
         if dtype != "float32":
             low, high = _RANGES[dtype]
-            if int(value) != value or not low <= value <= high:
+            if not low <= value <= high or int(value) != value:
                 raise ValueError(f"{name}: expected an integer in {low}..{high}, got {value}")
             value = int(value)
         return _filled(value, dtype, batch)
@@ -126,11 +126,18 @@ def penalties(a: VerifyArguments, repetition: Any, frequency: Any, presence: Any
         setattr(a, name, off if array is None else array)
 
 
+def _check_number(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+
+
 def thresholds(a: VerifyArguments, threshold: float, alpha: float, single: float, acc: float) -> None:
     for name, value in (("posterior_threshold", threshold), ("posterior_alpha", alpha)):
+        _check_number(value, name)
         if not 0 <= value < np.inf:
             raise ValueError(f"{name}: expected a finite number of 0 or more, got {value}")
     for name, value in (("threshold_single", single), ("threshold_acc", acc)):
+        _check_number(value, name)
         if not 0 < value <= 1:
             raise ValueError(f"{name}: expected a number in (0, 1], got {value}")
     a.posterior_threshold, a.posterior_alpha, a.threshold_single, a.threshold_acc = threshold, alpha, single, acc
@@ -148,10 +155,14 @@ def temperatures(value: Any, batch: int) -> tuple[np.ndarray, bool]:
     return t, hottest > 0
 
 
-def check_uniforms(uniforms: Any, count: int) -> np.ndarray:
-    u = as_tensor(uniforms, "uniforms", ("float64",), 1).array
-    if u.shape != (count,):
-        raise ValueError(f"uniforms: expected [sum K_b + 2 B] = [{count}], got {list(u.shape)}")
+def check_uniforms(uniforms: Any, drafts: int, batch: int, noise: int = 0) -> np.ndarray:
+    """Of a rule that draws by uniforms, or by the noise of so many tokens a row."""
+    shape, name = (
+        ((drafts + 2 * batch,), "[sum K_b + 2 B]") if not noise else ((drafts + batch, noise), "[sum(K_b + 1), V]")
+    )
+    u = as_tensor(uniforms, "uniforms", ("float64",), len(shape)).array
+    if u.shape != shape:
+        raise ValueError(f"uniforms: expected {name} = {list(shape)}, got {list(u.shape)}")
     inside = (u > 0) & (u < 1)
     if not inside.all():
         raise ValueError(f"uniforms: expected values inside (0, 1), got {u[~inside][0]}")
@@ -245,6 +256,8 @@ def ragged(x: Any, name: str, batch: int, vocab: int, *, shared: bool) -> list[n
                 f"{name}.cu: expected [B + 1] = [{batch + 1}] rising from 0 to {len(ids)}, got {cu.tolist()}"
             )
         return [ids[cu[b] : cu[b + 1]] for b in range(batch)]
+    if not hasattr(x, "__len__"):
+        raise TypeError(f"{name}: expected ids, or a sequence of them for each request, got {type(x).__name__}")
     if shared and (hasattr(x, "__array__") or not any(v is None or hasattr(v, "__len__") for v in x)):
         return [_id_array(x, name, vocab)] * batch
     if not isinstance(x, Sequence) or len(x) != batch:
@@ -257,9 +270,13 @@ def _biases(logit_bias: Any, batch: int, vocab: int) -> list[tuple[np.ndarray, n
     if isinstance(logit_bias, Mapping):
         logit_bias = [logit_bias] * batch
     if not isinstance(logit_bias, Sequence) or len(logit_bias) != batch:
-        raise ValueError(f"logit_bias: expected one dict, or one for each of {batch} requests")
+        raise ValueError(
+            f"logit_bias: expected one dict, or one for each of {batch} requests, got {type(logit_bias).__name__}"
+        )
     found: list[tuple[np.ndarray, np.ndarray] | None] = []
     for bias in logit_bias:
+        if bias is not None and not isinstance(bias, Mapping):
+            raise TypeError(f"logit_bias: expected dicts from ids to values, got {type(bias).__name__}")
         if not bias:
             found.append(None)
             continue
@@ -276,12 +293,14 @@ def edits(
     batch: int, vocab: int, *, prompt: Any, generated: Any, logit_bias: Any, banned: Any, penalties: bool
 ) -> Edits | None:
     """The tokens that penalties, biases and bans touch; None when there are none."""
-    if not penalties and not logit_bias and banned is None:
+    if isinstance(logit_bias, Mapping | Sequence) and not logit_bias:
+        logit_bias = None
+    if not penalties and logit_bias is None and banned is None:
         return None
     prompts = ragged(prompt if penalties else None, "prompt_token_ids", batch, vocab, shared=False)
     outputs = ragged(generated if penalties else None, "generated_token_ids", batch, vocab, shared=False)
     bans = ragged(banned, "banned_token_ids", batch, vocab, shared=True)
-    biases = _biases(logit_bias, batch, vocab) if logit_bias else [None] * batch
+    biases = _biases(logit_bias, batch, vocab) if logit_bias is not None else [None] * batch
     parts: list[list[np.ndarray]] = []
     for before, after, bias, ban in zip(prompts, outputs, biases, bans, strict=True):
         given = [x for x in (before, after, ban, bias and bias[0]) if x is not None]
@@ -339,7 +358,7 @@ def stops(stop_token_ids: Any, batch: int) -> tuple[np.ndarray | None, np.ndarra
     return np.concatenate([*arrays, np.empty(0, np.int64)]).astype(np.int32), cu
 
 
-def check_rule(rule: str, *, tree: bool, has_q: bool, uniforms: bool) -> None:
+def check_rule(rule: str, *, tree: bool, has_q: bool) -> None:
     if rule not in RULES:
         raise ValueError(f"rule: expected one of {', '.join(RULES)}, got {rule!r}")
     if tree and rule in ("rejection", "block"):
@@ -348,5 +367,3 @@ def check_rule(rule: str, *, tree: bool, has_q: bool, uniforms: bool) -> None:
         )
     if rule == "kseq" and not has_q:
         raise ValueError("draft_probs: rule='kseq' needs the distribution that siblings were drawn from, got None")
-    if rule == "gumbel" and uniforms:
-        raise ValueError("uniforms: rule='gumbel' has keyed noise for every token, it takes no uniforms")

@@ -149,7 +149,8 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
     uniforms : float64 [sum K_b + 2 B], optional
         Random numbers in (0, 1) to use instead: request b's begin at ``cu[b] + 2 b``: K_b for acceptance (draft j's;
         target_only: a level's is its first sibling's), one for the residual, one for a token of p. ``sampled``: number d
-        draws the token at depth d. Not for ``gumbel``.
+        draws the token at depth d. ``gumbel``, not on a GPU: [sum(K_b + 1), V] instead, those of which the noise of every
+        row's tokens is made.
     stop_token_ids : ids, or sequence of B of them, optional
         The output ends with the first of these.
     max_emit : int or int32 [B], optional
@@ -225,7 +226,7 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         raise ValueError(f"target_logits: expected [sum(K_b + 1), V] with 1 <= V < 2^31, got {list(logits.shape)}")
     if rows != drafts + batch:
         raise ValueError(f"target_logits: expected sum(K_b + 1) = {drafts + batch} rows, got {rows}")
-    arguments.check_rule(rule, tree=parents is not None, has_q=draft_probs is not None, uniforms=uniforms is not None)
+    arguments.check_rule(rule, tree=parents is not None, has_q=draft_probs is not None)
     ids = arguments.as_ids(draft_token_ids, "draft_token_ids", drafts)
     d2t = None if draft_to_target is None else arguments.draft_map(draft_to_target, vocab)
     if d2t is not None:
@@ -241,7 +242,7 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         a.draft_probs, a.sparse_ids, a.sparse_probs = arguments.draft_distributions(draft_probs, drafts, vocab, d2t)
     arguments.filters(a, top_k, top_p, min_p, typical_p)
     arguments.penalties(a, repetition_penalty, frequency_penalty, presence_penalty)
-    if a.repetition_penalty is not None or logit_bias or banned_token_ids is not None:
+    if a.repetition_penalty is not None or logit_bias is not None or banned_token_ids is not None:
         a.edits = arguments.edits(
             batch, vocab, prompt=prompt_token_ids, generated=generated_token_ids, logit_bias=logit_bias,
             banned=banned_token_ids, penalties=a.repetition_penalty is not None,
@@ -252,7 +253,7 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         arguments.thresholds(a, posterior_threshold, posterior_alpha, threshold_single, threshold_acc)
     if sampled:
         if uniforms is not None:
-            a.uniforms = arguments.check_uniforms(uniforms, drafts + 2 * batch)
+            a.uniforms = arguments.check_uniforms(uniforms, drafts, batch, vocab if rule == "gumbel" else 0)
         elif seed is None or position is None:
             missing = "seed" if seed is None else "position"
             raise ValueError(f"{missing}: expected one for each request (or uniforms) with rule={rule!r}, got None")

@@ -60,7 +60,8 @@ class Request:
             self.children[j] = []
         self.temperature = 0.0 if a.rule == "greedy" else float(a.temperature[b])
         self.rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self.uniforms = None if a.uniforms is None else a.uniforms[self.first + 2 * b : last + 2 * b + 2]
+        own = slice(self.first + 2 * b, last + 2 * b + 2)
+        self.uniforms = None if a.uniforms is None or a.rule == "gumbel" else a.uniforms[own]
 
     def path(self, node: int) -> list[int]:
         """Nodes from the root's child down to this one."""
@@ -242,10 +243,15 @@ def kseq(r: Request, node: int) -> tuple[int | None, int]:
 
 def race(r: Request, node: int) -> int:
     """The Gumbel-max trick as an exponential race."""
-    assert r.a.seed is not None
-    assert r.a.position is not None
-    p, seed, position = r.p(node), int(r.a.seed[r.b]), int(r.a.position[r.b]) + len(r.path(node))
-    times = [-np.log1p(-noise(seed, position, v)) / p[v] if p[v] > 0 else np.inf for v in range(len(p))]
+    p = r.p(node)
+    if r.a.uniforms is not None:
+        u = r.a.uniforms[r.first + r.b + node + 1]
+    else:
+        assert r.a.seed is not None
+        assert r.a.position is not None
+        seed, position = int(r.a.seed[r.b]), int(r.a.position[r.b]) + len(r.path(node))
+        u = [noise(seed, position, v) for v in range(len(p))]
+    times = [-np.log1p(-u[v]) / p[v] if p[v] > 0 else np.inf for v in range(len(p))]
     return int(np.argmin(times))
 
 

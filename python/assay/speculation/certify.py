@@ -14,11 +14,12 @@ from ..reference.verification import kseq_residual
 from .enumerate import Draw, enumerate_law, uniform_law
 from .exact import exact_models
 from .policies import Model, Policy, draw_siblings
+from .race import race_emissions
 
 #: Rules of :func:`assay.verify` whose siblings are drawn without replacement.
 _WITHOUT_REPLACEMENT = ("specinfer_without_replacement", "traversal_without_replacement")
 #: Rules that read no draft distribution: each draft by itself must be lossless.
-_ANY_DRAFT = ("greedy", "sampled", "target_only", "typical")
+_ANY_DRAFT = ("greedy", "sampled", "gumbel", "target_only", "typical")
 #: Arguments of :func:`assay.verify` that leave the target as it is.
 _OPTIONS = {"isa", "num_threads", "posterior_threshold", "posterior_alpha", "threshold_single", "threshold_acc"}
 
@@ -65,6 +66,8 @@ class Certificate:
         Ways that the random choices can go, all settings together.
     counter_example : CounterExample or None
         None where lossless.
+    arithmetic : str
+        What the tolerance is for: empty, or that of a float32 kernel, which rounds on arbitrary logits and not on `exact` ones.
     """
 
     name: str
@@ -75,11 +78,13 @@ class Certificate:
     settings: int
     outcomes: int
     counter_example: CounterExample | None
+    arithmetic: str = ""
 
     def __str__(self) -> str:
         verdict = "lossless" if self.lossless else "BIASED"
+        tolerance = f"tolerance {self.tolerance:.0e}" + (f", {self.arithmetic}" if self.arithmetic else "")
         text = (
-            f"{self.name}: {verdict}, total variation {self.total_variation:.2e} (tolerance {self.tolerance:.0e}), "
+            f"{self.name}: {verdict}, total variation {self.total_variation:.2e} ({tolerance}), "
             f"{self.expected_accepted:.4f} tokens accepted, {self.outcomes} outcomes of {self.settings} settings"
         )
         if self.counter_example:
@@ -138,8 +143,7 @@ def certify(
     Raises
     ------
     ValueError
-        Too large to enumerate; a policy that emits nothing or tokens outside the vocabulary; rule "gumbel", whose noise
-        is a hash and no uniform a threshold could be found in (its output is compared with plain sampling instead).
+        Too large to enumerate; a policy that emits nothing or tokens outside the vocabulary.
     """
     if vocab < 2 or settings < 1:
         raise ValueError(f"vocab, settings: expected at least 2 and 1, got {vocab} and {settings}")
@@ -165,12 +169,15 @@ def certify(
             law, runs = enumerate_law(partial(_emission, policy, p, q, vocab))
             tally.add(i, None, [(tokens, len(tokens) - 1, weight) for tokens, weight in law.items()], p)
             tally.outcomes += runs
+    arithmetic = ""
+    if isinstance(policy, str) and backend != "reference":
+        arithmetic = "where float32 rounds nothing" if exact else "as float32 rounds"
     name = policy if isinstance(policy, str) else getattr(policy, "__qualname__", type(policy).__name__)
     name = name.split(".<locals>")[0]
     lossless = tally.worst <= tolerance
     return Certificate(
         name, bool(lossless), float(tally.worst), tally.accepted / len(pairs), tolerance, len(pairs), tally.outcomes,
-        None if lossless else tally.example,
+        None if lossless else tally.example, arithmetic,
     )  # fmt: skip
 
 
@@ -276,8 +283,6 @@ class _Rule:
         self, rule: str, vocab: int, drafts: int, parents: Sequence[int] | None, one_hot: bool, backend: str,
         exact: bool, options: dict[str, Any], verify: Callable[..., Any] | None,
     ) -> None:  # fmt: skip
-        if rule == "gumbel":
-            raise ValueError("policy: expected a rule that uniforms decide; 'gumbel' equals assay.sample by its tokens")
         if set(options) - _OPTIONS:
             unknown = sorted(set(options) - _OPTIONS)[0]
             raise TypeError(f"options: expected {', '.join(sorted(_OPTIONS))}, got {unknown}")
@@ -345,14 +350,17 @@ class _Rule:
                 logits[owner].reshape(-1, self.vocab), ids, np.arange(n + 1, dtype=np.int32) * k,
                 None if probs is None else probs[owner].reshape(-1, self.vocab), rule=self.rule,
                 parents=np.tile(np.array(self.parents, np.int32), n) if self.tree else None,
-                uniforms=uniforms.reshape(-1), backend=self.backend, **self.options,
+                uniforms=uniforms.reshape(-1, *uniforms.shape[2:]), backend=self.backend, **self.options,
             )  # fmt: skip
             if (found.status != 0).any():
                 raise ValueError(f"{self.rule}: expected status 0, got {int(found.status[found.status != 0][0])}")
             return np.concatenate([found.num_accepted[:, None], found.output_token_ids], axis=1)
 
         cuts = [self._cuts(x, target, draft) for x in drafts] if self.rule == "kseq" and self.bits == 50 else None
-        laws, boxes = uniform_law(run, len(drafts), k + 2, bits=self.bits, cuts=cuts)
+        if self.rule == "gumbel":
+            laws, boxes = race_emissions(run, drafts, self.parents, self.vocab)
+        else:
+            laws, boxes = uniform_law(run, len(drafts), k + 2, bits=self.bits, cuts=cuts)
         tally.outcomes += boxes
         emissions = [[(tuple(t for t in out[1:] if t >= 0), out[0], v) for out, v in laws[j].items()]
                      for j in range(len(drafts))]  # fmt: skip

@@ -20,7 +20,7 @@ from .policies import Model
 _PARTS = 8
 _BITS = 24
 _LEAF_FIRST = ("block", "traversal", "traversal_without_replacement")
-_NO_DRAFT_LAW = ("greedy", "sampled", "target_only", "typical")
+_NO_DRAFT_LAW = ("greedy", "sampled", "gumbel", "target_only", "typical")
 #: K-SEQ's rho is the upper end of 16 bisections of [1, K]: of the numbers of siblings up to 8, these have powers of two
 #: among those ends.
 _KSEQ_WIDTHS = (1, 3, 5)

@@ -67,23 +67,34 @@ class MedusaHeads:
 
     @classmethod
     def load(cls, path: str | Path, *, quantize: bool = False, group_size: int = 32) -> "MedusaHeads":
-        """From safetensors in the layout of the published checkpoints.
+        """From a published checkpoint: a file of safetensors or of torch.save (FasterDecoding's ``medusa_lm_head.pt``), or the
+        folder that holds ``medusa_lm_head.safetensors`` or ``medusa_lm_head.pt``.
 
         ``medusa_head.{i}.{j}.linear.weight`` and ``.bias`` for each residual block j of head i, then
-        ``medusa_head.{i}.{k}.weight``; the prefix may be absent, as in ``medusa_lm_head``, or follow another.
+        ``medusa_head.{i}.{k}.weight``; the prefix may be absent, as in ``medusa_lm_head``, or follow another. PyTorch is not
+        needed, and what a pickle asks for is not run (:mod:`assay.formats.torch_file`).
 
         Raises
         ------
         FormatError
-            A missing or superfluous tensor of a head, shapes that do not fit, values that are no floats.
+            A missing or superfluous tensor of a head, shapes that do not fit, values that are no floats; a folder without
+            such a file.
         """
         from ..formats.safetensors import open_safetensors
+        from ..formats.torch_file import read_torch_file
 
-        with open_safetensors(path) as file:
-            names = {tuple(_strip(name)): name for name in file.tensors if _strip(name)}
-            arrays = {}
-            for key, name in names.items():
-                arrays[key] = _floats(file.array(name), file.tensors[name].dtype, f"{path}: tensor {name}")
+        path = _heads_file(Path(path))
+        arrays = {}
+        if path.suffix in _PICKLED:
+            for name, (dtype, values) in read_torch_file(path).items():
+                if _strip(name):
+                    arrays[tuple(_strip(name))] = _floats(values, dtype, f"{path}: tensor {name}")
+        else:
+            with open_safetensors(path) as file:
+                for name in filter(_strip, file.tensors):
+                    arrays[tuple(_strip(name))] = _floats(
+                        file.array(name), file.tensors[name].dtype, f"{path}: tensor {name}"
+                    )
         return cls.from_tensors(arrays, str(path), quantize=quantize, group_size=group_size)
 
     @classmethod
@@ -114,6 +125,18 @@ class MedusaHeads:
             return cls(blocks, outputs, quantize=quantize, group_size=group_size)
         except ValueError as exc:
             raise FormatError(f"{where}: {exc}") from None
+
+
+_PICKLED = (".pt", ".pth", ".bin")
+
+
+def _heads_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for suffix in (".safetensors", ".pt"):
+        if (path / f"medusa_lm_head{suffix}").exists():
+            return path / f"medusa_lm_head{suffix}"
+    raise FormatError(f"{path}: expected medusa_lm_head.safetensors or medusa_lm_head.pt in this folder")
 
 
 def _strip(name: str) -> list[str]:

@@ -56,22 +56,31 @@ class NGramProposer:
     """Prompt lookup: what followed the last tokens where they stood before (Saxena 2023).
 
     The longest n-gram of `longest` down to `shortest` tokens that ends the sequence and also stands earlier in it decides;
-    its `branches` latest places give continuations, merged into a tree.
+    its `branches` latest places give continuations, merged into a tree. A continuation that reaches the end of the sequence goes on
+    as a repetition would.
 
     Parameters
     ----------
     window : int
         Only so many of the latest tokens are searched: a call costs at most ``window * longest`` comparisons.
+    prefer : {"latest", "earliest"}
+        Places to take where there are more than `branches`. vLLM's ngram proposer takes the earliest, with `longest` its
+        prompt_lookup_max and `shortest` its prompt_lookup_min, and ends where the sequence does.
     """
 
-    def __init__(self, *, longest: int = 4, shortest: int = 1, branches: int = 1, window: int = 8192) -> None:
+    def __init__(
+        self, *, longest: int = 4, shortest: int = 1, branches: int = 1, window: int = 8192, prefer: str = "latest"
+    ) -> None:
         if not 1 <= shortest <= longest < window:
             raise ValueError(
                 f"shortest, longest, window: expected 1 <= shortest <= longest < window, got {shortest}, {longest}, {window}"
             )
         if branches < 1:
             raise ValueError(f"branches: expected at least 1, got {branches}")
+        if prefer not in ("latest", "earliest"):
+            raise ValueError(f"prefer: expected latest or earliest, got {prefer!r}")
         self.longest, self.shortest, self.branches, self.window = longest, shortest, branches, window
+        self.prefer = prefer
 
     def propose(self, tokens: np.ndarray, max_nodes: int) -> Draft:
         recent = _checked(tokens, max_nodes)[-self.window :]
@@ -93,7 +102,7 @@ class NGramProposer:
         if best is None:
             return no_draft()
         count = min(self.branches, len(best), max_nodes)
-        places = best[::-1][:count].tolist()
+        places = (best[::-1] if self.prefer == "latest" else best)[:count].tolist()
         return Draft(DraftTree.from_sequences([_copied(recent, at, max_nodes // count).tolist() for at in places]))
 
 
