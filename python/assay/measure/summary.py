@@ -8,7 +8,7 @@ from typing import Any
 from ..cost.laws import product_of
 from ..cost.roofs import COMPUTE_ROOF, Roofs, memory_roof_name
 from ..cost.stored import load_model
-from ..profile import MATRIX_OPS, Profile, Sample
+from ..profile import MATRIX_OPS, SET_ROOFS, Profile, Sample
 from .points import Point
 
 #: From this many rows a GEMM is measured against the int8 (w4a16: float32) peak, below it against DRAM.
@@ -23,7 +23,8 @@ def roof_rows(profile: Profile) -> list[dict[str, Any]]:
         {"roof": r.name, "threads": r.threads, "median": r.median, "unit": r.unit, "spread": r.spread}
         for r in profile.roofs
     ]
-    return sorted(rows, key=lambda row: (str(row["roof"]), row["threads"]))
+    # Sets of bytes by their size, not by their names.
+    return sorted(rows, key=lambda row: (SET_ROOFS.get(str(row["roof"]), 0), str(row["roof"]), row["threads"]))
 
 
 def point_roof(op: str, params: Mapping[str, Any], moved_bytes: float, ops: float) -> tuple[str, float]:
