@@ -122,7 +122,7 @@ def _table_columns() -> list[Any]:
         Column("points", "points", align="right"),
         Column("fitted", "fitted", table.yes_no),
         Column("held_out", "held out", align="right"),
-        *_error_columns(),
+        *table.error_columns(),
     ]
 
 
@@ -142,18 +142,6 @@ def _run_columns() -> list[Any]:
     ]
 
 
-def _error_columns() -> list[Any]:
-    from assay.report import table
-    from assay.report.table import Column
-
-    return [
-        Column("median_ape", "median error", table.percent),
-        Column("p90_ape", "90th pct.", table.percent),
-        Column("bias", "bias", table.signed_percent),
-        Column("coverage", "coverage", table.percent),
-    ]
-
-
 def _roof_columns() -> list[Any]:
     from assay.report import table
     from assay.report.table import Column
@@ -167,6 +155,7 @@ def _roof_columns() -> list[Any]:
 
 
 def _op_columns() -> list[Any]:
+    from assay.report import table
     from assay.report.table import Column
 
     return [
@@ -175,5 +164,5 @@ def _op_columns() -> list[Any]:
         Column("threads", "threads", lambda counts: ", ".join(map(str, counts))),
         Column("samples", "samples", align="right"),
         Column("held_out", "held out", align="right"),
-        *_error_columns(),
+        *table.error_columns(),
     ]

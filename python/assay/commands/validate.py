@@ -144,10 +144,7 @@ def _columns() -> list[Any]:
         Column("quantity", "of"),
         Column("regime", "regime"),
         Column("n", "n", align="right"),
-        Column("median_ape", "median error", table.percent),
-        Column("p90_ape", "90th pct.", table.percent),
-        Column("bias", "bias", table.signed_percent),
-        Column("coverage", "coverage", table.percent),
+        *table.error_columns(),
         Column("baseline_median_ape", "roofline", table.percent),
         Column("regressor_median_ape", "regressor", table.percent),
     ]

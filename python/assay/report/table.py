@@ -184,3 +184,13 @@ def printable(text: str) -> str:
 def yes_no(value: bool) -> str:
     """ "yes" or "no"."""
     return "yes" if value else "no"
+
+
+def error_columns() -> list[Column]:
+    """Of how far predictions were from held-out measurements."""
+    return [
+        Column("median_ape", "median error", percent),
+        Column("p90_ape", "90th pct.", percent),
+        Column("bias", "bias", signed_percent),
+        Column("coverage", "coverage", percent),
+    ]

@@ -2,7 +2,6 @@
 
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 from ...errors import FormatError
@@ -34,32 +33,32 @@ def quantized_linears(file: SafetensorsFile, config: Mapping[str, Any]) -> Itera
         tensors do not fit the configuration, when it is reached.
     """
     read, modules = _linear_reader(file, config)
-    return read(modules)
+    return ((module, read(module)) for module in modules)
 
 
 def read_linear(file: SafetensorsFile, config: Mapping[str, Any], module: str) -> Int4Weights:
     """One INT4 linear of a checkpoint, by its module's name; see `quantized_linears`."""
-    read, _ = _linear_reader(file, config)
-    return next(read([module]))[1]
+    return _linear_reader(file, config)[0](module)
 
 
-def _linear_reader(
-    file: SafetensorsFile, config: Mapping[str, Any]
-) -> tuple[Callable[[list[str]], Iterator[tuple[str, Int4Weights]]], list[str]]:
+_Reader = Callable[[str], Int4Weights]  # of a module, by its name
+
+
+def _linear_reader(file: SafetensorsFile, config: Mapping[str, Any]) -> tuple[_Reader, list[str]]:
     """The reader of the checkpoint's method, and its modules."""
     quant = config.get("quantization_config", config)
     where = f"{file.path}: quantization_config"
     if not isinstance(quant, Mapping):
         raise FormatError(f"{where}: expected an object, got {reprlib.repr(quant)}")
     method = quant.get("quant_method")
-    readers = {"gptq": _gptq_linears, "awq": _awq_linears, "compressed-tensors": _compressed_linears}
+    readers = {"gptq": _gptq_reader, "awq": _awq_reader, "compressed-tensors": _compressed_reader}
     if method not in readers:
         raise FormatError(f"{where}: quant_method: expected one of {', '.join(readers)}, got {reprlib.repr(method)}")
     suffix = ".weight_packed" if method == "compressed-tensors" else ".qweight"
     modules = [name[: -len(suffix)] for name in file.tensors if name.endswith(suffix)]
     if not modules:
         raise FormatError(f"{file.path}: expected tensors named *{suffix} ({method}), got none")
-    return partial(readers[method], file, quant, where), modules
+    return readers[method](file, quant, where), modules
 
 
 def _field(quant: Mapping[str, Any], where: str, wanted: tuple[Any, ...], *names: str, default: Any = None) -> Any:
@@ -99,64 +98,50 @@ def _is_gptqmodel(quant: Mapping[str, Any]) -> bool:
     return any(isinstance(name, str) and name.lower().startswith("gptqmodel") for name in names)
 
 
-def _gptq_linears(
-    file: SafetensorsFile, quant: Mapping[str, Any], where: str, modules: list[str]
-) -> Iterator[tuple[str, Int4Weights]]:
+def _gptq_reader(file: SafetensorsFile, quant: Mapping[str, Any], where: str) -> _Reader:
     _field(quant, where, (4,), "bits")
     group_size = _group_size(quant, where, "group_size")
     layout = _field(quant, where, tuple(_GPTQ_VERSIONS), "checkpoint_format", default="gptq")
     symmetric, act_order = quant.get("sym") is True, quant.get("desc_act") is True
     zero_16 = "carry" if _is_gptqmodel(quant) else "wrap"
 
-    def read() -> Iterator[tuple[str, Int4Weights]]:
-        for module in modules:
-            if act_order and f"{module}.g_idx" not in file.tensors:
-                raise FormatError(f"{file.path}: {module}.g_idx: expected it (desc_act is true), got no such tensor")
-            yield (
-                module,
-                from_gptq(
-                    file.array(f"{module}.qweight"),
-                    _part(file, f"{module}.qzeros", optional=symmetric),
-                    file.array(f"{module}.scales"),
-                    _part(file, f"{module}.g_idx", optional=True),
-                    group_size=group_size,
-                    version=_GPTQ_VERSIONS[layout],
-                    zero_16=zero_16,
-                    scales_dtype=_float_dtype(file, f"{module}.scales"),
-                    name=f"{file.path}: {module}",
-                ),
-            )
+    def read(module: str) -> Int4Weights:
+        if act_order and f"{module}.g_idx" not in file.tensors:
+            raise FormatError(f"{file.path}: {module}.g_idx: expected it (desc_act is true), got no such tensor")
+        return from_gptq(
+            file.array(f"{module}.qweight"),
+            _part(file, f"{module}.qzeros", optional=symmetric),
+            file.array(f"{module}.scales"),
+            _part(file, f"{module}.g_idx", optional=True),
+            group_size=group_size,
+            version=_GPTQ_VERSIONS[layout],
+            zero_16=zero_16,
+            scales_dtype=_float_dtype(file, f"{module}.scales"),
+            name=f"{file.path}: {module}",
+        )
 
-    return read()
+    return read
 
 
-def _awq_linears(
-    file: SafetensorsFile, quant: Mapping[str, Any], where: str, modules: list[str]
-) -> Iterator[tuple[str, Int4Weights]]:
+def _awq_reader(file: SafetensorsFile, quant: Mapping[str, Any], where: str) -> _Reader:
     _field(quant, where, (4,), "bits", "w_bit")
     _field(quant, where, ("gemm",), "version", default="gemm")
     group_size = _group_size(quant, where, "group_size", "q_group_size")
 
-    def read() -> Iterator[tuple[str, Int4Weights]]:
-        for module in modules:
-            yield (
-                module,
-                from_awq(
-                    file.array(f"{module}.qweight"),
-                    _part(file, f"{module}.qzeros", optional=quant.get("zero_point") is False),
-                    file.array(f"{module}.scales"),
-                    group_size=group_size,
-                    scales_dtype=_float_dtype(file, f"{module}.scales"),
-                    name=f"{file.path}: {module}",
-                ),
-            )
+    def read(module: str) -> Int4Weights:
+        return from_awq(
+            file.array(f"{module}.qweight"),
+            _part(file, f"{module}.qzeros", optional=quant.get("zero_point") is False),
+            file.array(f"{module}.scales"),
+            group_size=group_size,
+            scales_dtype=_float_dtype(file, f"{module}.scales"),
+            name=f"{file.path}: {module}",
+        )
 
-    return read()
+    return read
 
 
-def _compressed_linears(
-    file: SafetensorsFile, quant: Mapping[str, Any], where: str, modules: list[str]
-) -> Iterator[tuple[str, Int4Weights]]:
+def _compressed_reader(file: SafetensorsFile, quant: Mapping[str, Any], where: str) -> _Reader:
     _field(quant, where, ("pack-quantized",), "format")
     groups = quant.get("config_groups")
     if not isinstance(groups, Mapping) or not groups:
@@ -190,21 +175,17 @@ def _compressed_linears(
             f" {list(scale)}, {'a' if zeros else 'no'} weight_zero_point and {'a' if ordered else 'no'} weight_g_idx"
         )
 
-    def read() -> Iterator[tuple[str, Int4Weights]]:
-        for module in modules:
-            group_size, symmetric, by_group = scheme_of(module)
-            yield (
-                module,
-                from_compressed_tensors(
-                    file.array(f"{module}.weight_packed"),
-                    file.array(f"{module}.weight_scale"),
-                    file.array(f"{module}.weight_shape"),
-                    _part(file, f"{module}.weight_zero_point", optional=symmetric),
-                    _part(file, f"{module}.weight_g_idx", optional=not by_group),
-                    group_size=group_size,
-                    scales_dtype=_float_dtype(file, f"{module}.weight_scale"),
-                    name=f"{file.path}: {module}",
-                ),
-            )
+    def read(module: str) -> Int4Weights:
+        group_size, symmetric, by_group = scheme_of(module)
+        return from_compressed_tensors(
+            file.array(f"{module}.weight_packed"),
+            file.array(f"{module}.weight_scale"),
+            file.array(f"{module}.weight_shape"),
+            _part(file, f"{module}.weight_zero_point", optional=symmetric),
+            _part(file, f"{module}.weight_g_idx", optional=not by_group),
+            group_size=group_size,
+            scales_dtype=_float_dtype(file, f"{module}.weight_scale"),
+            name=f"{file.path}: {module}",
+        )
 
-    return read()
+    return read
