@@ -12,6 +12,7 @@ import assay
 from assay._ffi import calls
 from assay.ops.moe import RouteResult
 from assay.ops.speculative import VerifyResult
+from assay.reference.tree import TreeLayout
 
 
 def misaligned(array):
@@ -260,15 +261,19 @@ def answer(entry, args):
         found = entry(*args)
     except (TypeError, ValueError) as exc:  # and no SystemError
         return type(exc)
-    assert type(found) in (int, RouteResult, VerifyResult), args
+    assert type(found) in (int, RouteResult, TreeLayout, VerifyResult), args
     return type(found)
 
 
-@pytest.mark.parametrize("name", ["moe_route", "verify"])
+@pytest.mark.parametrize("name", ["moe_route", "tree_build", "verify"])
 def test_strange_arguments_are_refused_and_nothing_is_kept(name):
     if name == "moe_route":
         entry, good, result = calls.moe_route, whole_route(), RouteResult
         short = good[:5]
+    elif name == "tree_build":
+        entry, result = calls.tree_build, TreeLayout
+        good = [TreeLayout, np.array([-1, 0, 0, 1], np.int32), np.array([7, 8, 9, 7], np.int32), 3, 4]
+        short = [*good[:2], None, 0, None]
     else:
         entry, good, result = calls.verify, whole_verify(), VerifyResult
         short = [*good[:14], 1.0, 0.0, 0.0, *good[17:20]]  # penalties need some of what is cut off
