@@ -6,6 +6,7 @@ import pytest
 import assay
 from assay.ops import probe
 from moe_cases import LAYERS, ROUTINGS, random_experts, router_logits
+from peers.roofs import dram_read
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 256, 1024)
 #: Routings that a case goes through in turn, so that small batches do not find their experts in the cache.
@@ -38,7 +39,7 @@ def unfused(x, ids, weights, packed):
 
 @pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_moe_experts(benchmark, layer, tokens, routing, threads):
+def test_moe_experts(benchmark, layer, tokens, routing, threads, arena):
     name, packed = layer
     experts, top_k, hidden, intermediate = LAYERS[name]
     rng = np.random.default_rng(tokens)
@@ -61,7 +62,7 @@ def test_moe_experts(benchmark, layer, tokens, routing, threads):
     benchmark.group = f"moe_experts {name}, {tokens} tokens"
     benchmark.pedantic(call, rounds=2 * TURNS if tokens <= 64 else TURNS, warmup_rounds=1)
     median_s = benchmark.stats.stats.median
-    bandwidth = probe.read_bandwidth(packed.gate_up.reshape(-1), threads)
+    bandwidth = dram_read(arena, threads)
     ops = 6 * tokens * top_k * hidden * intermediate
     benchmark.extra_info.update(
         routing=routing,

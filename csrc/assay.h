@@ -382,7 +382,8 @@ int assay_tree_build(const assay_tree_args *args);
 
 /* ---- probes: the roofs that kernels are measured against ---------------------------------------
  * Each runs on num_threads threads and returns seconds (negative on error). */
-double assay_probe_read(const void *buffer, size_t bytes, int64_t repeats, int variant, int num_threads);
+/* Lines are asked for `ahead` bytes before they are read; 0: not, which leaves them to the processor's own prefetcher. */
+double assay_probe_read(const void *buffer, size_t bytes, int64_t repeats, int64_t ahead, int variant, int num_threads);
 /* iterations of the tier's densest int8 dot-product loop; *ops gets multiply-adds times two done in all. */
 double assay_probe_int8(int64_t iterations, int variant, int num_threads, double *ops);
 double assay_probe_fp32(int64_t iterations, int variant, int num_threads, double *ops);

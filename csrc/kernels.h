@@ -152,7 +152,8 @@ enum { ASSAY_VOCAB_BLOCK = 2048 };
 
 /* ---- probe ---------------------------------------------------------------------------------------- */
 typedef struct {
-    uint64_t (*read)(const void *buffer, size_t bytes);      /* returns a value that depends on every line */
+    /* Returns a value that depends on every line; each is asked for `ahead` bytes before it is read, unless 0. */
+    uint64_t (*read)(const void *buffer, size_t bytes, size_t ahead);
     double (*int8)(int64_t iterations);                      /* returns ops done */
     double (*fp32)(int64_t iterations);
     double (*exponentials)(int64_t iterations);              /* returns elements */

@@ -19,7 +19,7 @@ enum { PIECE_BYTES = 256 << 10 };
 typedef struct {
     const assay_probe_kernel *kernel;
     const uint8_t *buffer;
-    size_t bytes;
+    size_t bytes, ahead;
     int64_t pieces;
     int64_t iterations;
     double (*loop)(int64_t iterations);
@@ -33,15 +33,15 @@ static void read_pieces(void *arg, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
         const size_t at = (size_t)(i % p->pieces) * PIECE_BYTES;
         const size_t left = p->bytes - at;
-        seen ^= p->kernel->read(p->buffer + at, left < PIECE_BYTES ? left : PIECE_BYTES);
+        seen ^= p->kernel->read(p->buffer + at, left < PIECE_BYTES ? left : PIECE_BYTES, p->ahead);
     }
     atomic_fetch_xor(&p->sink, seen);
 }
 
-double assay_probe_read(const void *buffer, size_t bytes, int64_t repeats, int variant, int num_threads) {
-    probe p = {.kernel = assay_select(ASSAY_OP_probe, variant), .buffer = buffer, .bytes = bytes};
+double assay_probe_read(const void *buffer, size_t bytes, int64_t repeats, int64_t ahead, int variant, int num_threads) {
+    probe p = {.kernel = assay_select(ASSAY_OP_probe, variant), .buffer = buffer, .bytes = bytes, .ahead = (size_t)ahead};
     p.pieces = (int64_t)((bytes + PIECE_BYTES - 1) / PIECE_BYTES);
-    if (!p.kernel || !buffer || !bytes || repeats < 1 || p.pieces > INT32_MAX / repeats) return -1;
+    if (!p.kernel || !buffer || !bytes || repeats < 1 || ahead < 0 || p.pieces > INT32_MAX / repeats) return -1;
     const double start = now_s();
     for (int64_t i = 0; i < repeats; i++)
         if (assay_parallel_for(read_pieces, &p, p.pieces, num_threads, 1)) return -1;

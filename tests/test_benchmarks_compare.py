@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import bounds
 import comparison
+from assay.measure.arena import Ring
+from assay.measure.clock import Timer
 from comparison import Results, geometric_mean, losses_first, measure, row_of, summary
+from peers import roofs
 from peers.contender import Cell, Prepared, Weights, product
-from peers.worker import Failed, Worker
+from peers.worker import Failed, Server, Worker
 
 CELL = Cell.of("w4a8", 2, n=64, k=32, group_size=32, symmetric=True, m=1)
 ROOFS = {"dram_read": 1e9, "int8_peak": 1e12}
@@ -249,6 +253,33 @@ def test_a_worker_computes_checks_times_and_dies_cleanly():
             worker.ask("nonsense")
     finally:
         worker.close()
+
+
+def test_a_visit_makes_every_call_before_it_times_one():
+    made: list[int] = []
+    calls = [partial(made.append, i) for i in range(5)]
+    server = Server("peers.ours:Assay", ())
+    server._prepared, server._timer = Prepared(calls, np.ones(1), np.ones(1), 0.0), Timer(calls)
+    server.visit(0.0)
+    assert made[:5] == [0, 1, 2, 3, 4]
+    assert made[5:10] == [0, 1, 2, 3, 4]  # at least three samples, after one that is not timed
+
+
+def test_the_roof_of_memory_is_the_fastest_way_over_memory_that_was_just_touched(monkeypatch):
+    ring, read = Ring(), []
+    ring.data = np.repeat(np.arange(8, dtype=np.uint8), 64)
+    monkeypatch.setattr(roofs, "SLICE_BYTES", 64)
+
+    def bandwidth(part, threads, ahead=0):
+        assert threads == 2
+        read.append((int(part[0]), ahead))
+        return {0: 10.0, 1024: 30.0, 2048: 20.0}[ahead]
+
+    monkeypatch.setattr(roofs.probe, "read_bandwidth", bandwidth)
+    ring.take(64)
+    assert roofs.dram_read(ring, 2) == 30.0
+    assert [at for at, _ in read[:8]] == [1, 2, 3, 4, 5, 6, 7, 0]
+    assert [at for at, _ in read[8:]] == [(1 + i) % 8 for i in range(15)]  # what was read longest ago comes first
 
 
 def test_a_contender_that_cannot_be_loaded_says_why():

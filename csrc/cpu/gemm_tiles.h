@@ -41,20 +41,26 @@ enum { FEW_ROWS = 4 };
 
 /* All row blocks of a tile back to back: the tile comes from DRAM once and stays in L2. A lone block asks for its stream a
  * fixed distance ahead. Else the last `passes` blocks (at most `most`, 8 or less) ask for the next tile, each for every
- * passes-th line: no pass waits for DRAM alone, and no line is left out. */
-INLINE void tiles(const assay_gemm_args *p, int64_t begin, int64_t end, const block_fn *blocks, int most) {
+ * passes-th line: no pass waits for DRAM alone, and no line is left out. A lone block of few rows asks `few` bytes on, one of
+ * more rows `many`. */
+INLINE void tiles_ahead(const assay_gemm_args *p, int64_t begin, int64_t end, const block_fn *blocks, int most, int64_t few,
+                        int64_t many) {
     const int count = p->row_blocks;
     const int passes = count < most ? count : most;
     for (int64_t t = begin; t < end; t++) {
         for (int b = 0; b < count; b++) {
             const int64_t row0 = assay_block_row(p->m, p->row_blocks, b);
             const int64_t rows = assay_block_row(p->m, p->row_blocks, b + 1) - row0;
-            const int64_t next = count == 1 ? (rows <= FEW_ROWS ? p->ahead : 2 * p->ahead) : t + 1 < p->l.tiles ? p->l.tile_bytes : 0;
+            const int64_t next = count == 1 ? (rows <= FEW_ROWS ? few : many) : t + 1 < p->l.tiles ? p->l.tile_bytes : 0;
             reach ahead = {{0}};
             for (int i = passes - (count - b); i >= 0 && i < 8; i += passes) ahead.line[i] = next;
             blocks[rows - 1](p, t, row0, &ahead);
         }
     }
+}
+
+INLINE void tiles(const assay_gemm_args *p, int64_t begin, int64_t end, const block_fn *blocks, int most) {
+    tiles_ahead(p, begin, end, blocks, most, p->ahead, 2 * p->ahead);
 }
 
 #endif

@@ -53,7 +53,9 @@ static double int8(int64_t iterations) {
     return 4.0 * 2 * 16 * 16 * 64 * (double)iterations;
 }
 
-static uint64_t read_all(const void *buffer, size_t bytes) { return assay_probe_avx512vnni.read(buffer, bytes); }
+static uint64_t read_all(const void *buffer, size_t bytes, size_t ahead) {
+    return assay_probe_avx512vnni.read(buffer, bytes, ahead);
+}
 static double fp32(int64_t iterations) { return assay_probe_avx512vnni.fp32(iterations); }
 static double exponentials(int64_t iterations) { return assay_probe_avx512vnni.exponentials(iterations); }
 

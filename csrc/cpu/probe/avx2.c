@@ -4,11 +4,13 @@
 #include "../../kernels.h"
 #include "../vexp_avx2.h"
 
-static uint64_t read_all(const void *buffer, size_t bytes) {
+static uint64_t read_all(const void *buffer, size_t bytes, size_t ahead) {
     const uint8_t *at = buffer;
     __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
     size_t i = 0;
     for (; i + 128 <= bytes; i += 128) {
+        if (ahead)
+            for (size_t line = 0; line < 128; line += 64) _mm_prefetch((const char *)at + i + line + ahead, _MM_HINT_T0);
         a = _mm256_xor_si256(a, _mm256_loadu_si256((const __m256i *)(at + i)));
         b = _mm256_xor_si256(b, _mm256_loadu_si256((const __m256i *)(at + i + 32)));
         c = _mm256_xor_si256(c, _mm256_loadu_si256((const __m256i *)(at + i + 64)));

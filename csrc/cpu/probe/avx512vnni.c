@@ -3,11 +3,13 @@
 #include "../../kernels.h"
 #include "../vexp_avx512.h"
 
-static uint64_t read_all(const void *buffer, size_t bytes) {
+static uint64_t read_all(const void *buffer, size_t bytes, size_t ahead) {
     const uint8_t *at = buffer;
     __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
     size_t i = 0;
     for (; i + 256 <= bytes; i += 256) {
+        if (ahead)
+            for (size_t line = 0; line < 256; line += 64) _mm_prefetch((const char *)at + i + line + ahead, _MM_HINT_T0);
         a = _mm512_xor_si512(a, _mm512_loadu_si512(at + i));
         b = _mm512_xor_si512(b, _mm512_loadu_si512(at + i + 64));
         c = _mm512_xor_si512(c, _mm512_loadu_si512(at + i + 128));

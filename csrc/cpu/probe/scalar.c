@@ -5,15 +5,17 @@
 #include <math.h>
 #include <string.h>
 
-static uint64_t read_all(const void *buffer, size_t bytes) {
+static uint64_t read_all(const void *buffer, size_t bytes, size_t ahead) {
     const uint8_t *at = buffer;
     uint64_t sum[4] = {0}, word;
     size_t i = 0;
-    for (; i + 32 <= bytes; i += 32)
-        for (int j = 0; j < 4; j++) {
+    for (; i + 64 <= bytes; i += 64) {
+        if (ahead) __builtin_prefetch(at + i + ahead);
+        for (int j = 0; j < 8; j++) {
             memcpy(&word, at + i + 8 * j, 8);
-            sum[j] ^= word;
+            sum[j % 4] ^= word;
         }
+    }
     for (; i < bytes; i++) sum[0] ^= at[i];
     return sum[0] ^ sum[1] ^ sum[2] ^ sum[3];
 }

@@ -13,7 +13,7 @@ def _seconds(value: float, what: str, isa: str | None) -> float:
 
 
 def read_bandwidth(
-    buffer: np.ndarray, num_threads: int | None = None, repeats: int = 1, isa: str | None = None
+    buffer: np.ndarray, num_threads: int | None = None, repeats: int = 1, isa: str | None = None, ahead: int = 0
 ) -> float:
     """Bytes per second of reading all of `buffer` `repeats` times, in order.
 
@@ -21,11 +21,15 @@ def read_bandwidth(
     ----------
     buffer : numpy.ndarray
         C-contiguous; several times the last-level cache to measure DRAM, a fraction of it to measure the cache.
+    ahead : int
+        Bytes that a line is asked for before it is read; 0 leaves it to the processor's own prefetcher.
     """
     if not buffer.flags.c_contiguous or not buffer.nbytes:
         raise ValueError(f"buffer: expected a C-contiguous array with elements, got shape {list(buffer.shape)}")
+    if ahead < 0:
+        raise ValueError(f"ahead: expected 0 bytes or more, got {ahead}")
     time_s = lib.assay_probe_read(
-        ffi.from_buffer(buffer), buffer.nbytes, repeats, variant_index(isa), thread_count(num_threads)
+        ffi.from_buffer(buffer), buffer.nbytes, repeats, ahead, variant_index(isa), thread_count(num_threads)
     )
     return float(buffer.nbytes * repeats / _seconds(time_s, "read_bandwidth", isa))
 
