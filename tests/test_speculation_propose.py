@@ -154,7 +154,7 @@ def steps_of(run):
     return count
 
 
-@pytest.mark.parametrize(("name", "tokens"), sequences(3000))
+@pytest.mark.parametrize(("name", "tokens"), list(sequences(3000)))
 def test_time_and_memory_are_bounded(name, tokens):
     """Whatever the sequence, and however long: an n-gram lookup takes as many steps of its own, each over its window; the automaton
     takes constant time a token on average, and no more than its capacity in one call; neither keeps more than its bound."""
