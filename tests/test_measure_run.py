@@ -115,6 +115,10 @@ def test_the_next_run_remembers_the_roofs_of_the_one_it_replaces(tmp_path):
     (kept,) = second.settings["earlier"]
     assert kept["created_utc"] == first.created_utc
     assert kept["roofs"] == {f"{r.name}@{r.threads}": r.median for r in first.roofs}
+    # What a disturbed run read is not kept; what it knew is.
+    disturbed = dataclasses.replace(second, settings=second.settings | {"disturbed": True})
+    profile.save(disturbed, path)
+    assert new_run(path, threads=[1], points=points).collect(complete=False).settings["earlier"] == [kept]
     # Another machine's run says nothing of this one.
     profile.save(dataclasses.replace(second, machine=dataclasses.replace(second.machine, fingerprint="other")), path)
     assert new_run(path, threads=[1], points=points).collect(complete=False).settings["earlier"] == []
@@ -276,6 +280,7 @@ def test_two_threads_on_one_core_are_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(roofs.probe, "int8_peak", lambda threads, isa=None, **_: 1e11 * (1.0 if threads == 1 else 1.2))
     made = new_run(tmp_path / "p.json", budget_s=0.2).measure(nothing)
     assert "two threads reached 1.20 times" in made.settings["notes"][0]
+    assert made.settings["disturbed"]
     monkeypatch.setattr(roofs.probe, "int8_peak", lambda threads, isa=None, **_: 1e11 * threads)
     made = new_run(tmp_path / "p.json", budget_s=0.2).measure(nothing)
     assert made.settings["notes"] == []

@@ -139,6 +139,7 @@ class Run:
         self._saved_at = perf_counter()
         self._reported_at = perf_counter()
         self._earlier = self._runs_before()
+        self._disturbed = False
 
     def _runs_before(self) -> list[Any]:
         """What the profile that this run replaces, if it is this machine's, knows of the roofs of that and earlier runs."""
@@ -149,7 +150,10 @@ class Run:
         except ProfileError:
             return []
         same = old.complete and old.machine.fingerprint == self.device.machine(False).fingerprint
-        return old.runs_until_now() if same else []
+        if not same:
+            return []
+        # A disturbed run says how busy the machine was, not how fast it is on another day.
+        return list(old.settings.get("earlier", [])) if old.settings.get("disturbed") else old.runs_until_now()
 
     @property
     def expected_s(self) -> float:
@@ -174,7 +178,7 @@ class Run:
             settings={
                 "mode": self.mode, "threads": self.threads, "budget_s": self.budget_s,
                 "measured_s": round(self.measured_s, 3), "notes": self.notes, "refinement": self.refinement,
-                "earlier": self._earlier,
+                "earlier": self._earlier, "disturbed": self._disturbed,
             },
             roofs=[profile.Roof.of(name, t, values) for (name, t), values in self._readings().items()],
             samples=[
@@ -253,7 +257,9 @@ class Run:
         except KeyboardInterrupt:
             profile.save(self.collect(complete=False), partial_path(self.path))
             raise InterruptedRunError(partial_path(self.path), sum(1 for s in self._series if s.times)) from None
-        self.notes += self.device.notes(self._readings())
+        disturbed = self.device.notes(self._readings())
+        self.notes += disturbed
+        self._disturbed = bool(disturbed)
         if flagged := sum(s.throttled for s in self._series):
             self.notes.append(f"{flagged} points were only measured while the clocks were held back, and say so")
         self._report(progress, "fitting")
