@@ -107,6 +107,30 @@ struct Bfloat16 {
     ASSAY_DEVICE static void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { ptx::mma_bf16(c, a, b); }
 };
 
+// The main loop of a product whose operands pass through shared memory: load(t, stage) is STAGES - 1 tiles ahead of
+// multiply(t, stage), for tiles [first, last). All threads of the block call this together.
+template <uint32_t STAGES, class Load, class Multiply>
+ASSAY_DEVICE void w4_pipelined(uint32_t first, uint32_t last, const Load &load, const Multiply &multiply) {
+    ASSAY_UNROLL
+    for (uint32_t s = 0; s < STAGES - 1; s++) {
+        if (first + s < last) load(first + s, s);
+        ptx::cp_async_commit();
+    }
+    uint32_t stage = 0;
+    ASSAY_NO_UNROLL
+    for (uint32_t t = first; t < last; t++) {
+        ptx::cp_async_wait<STAGES - 2>();
+        ptx::sync();   // stage t has landed for all, and all are done with stage t - 1
+        const uint32_t free_stage = stage == 0 ? STAGES - 1 : stage - 1;
+        if (t + STAGES - 1 < last) load(t + STAGES - 1, free_stage);
+        ptx::cp_async_commit();
+        multiply(t, stage);
+        stage = stage == STAGES - 1 ? 0 : stage + 1;
+    }
+    ptx::cp_async_wait<0>();
+    ptx::sync();       // shared memory is free again
+}
+
 // Format: Float16 or Bfloat16. M_TILES: rows / 16. ZEROS: zero points, else 8 everywhere.
 template <class Format, int M_TILES, bool ZEROS>
 struct W4A16Tile {
@@ -139,24 +163,9 @@ struct W4A16Tile {
         }
         w4_clear(f);
         w4_clear(p);
-        ASSAY_UNROLL
-        for (uint32_t s = 0; s < kStages - 1; s++) {
-            if (first + s < last) load(source, first + s, s);
-            ptx::cp_async_commit();
-        }
-        uint32_t stage = 0;
-        ASSAY_NO_UNROLL
-        for (uint32_t t = first; t < last; t++) {
-            ptx::cp_async_wait<kStages - 2>();
-            ptx::sync();   // stage t has landed for all, and all are done with stage t - 1
-            const uint32_t free_stage = stage == 0 ? kStages - 1 : stage - 1;
-            if (t + kStages - 1 < last) load(source, t + kStages - 1, free_stage);
-            ptx::cp_async_commit();
-            multiply(source, t, stage);
-            stage = stage == kStages - 1 ? 0 : stage + 1;
-        }
-        ptx::cp_async_wait<0>();
-        ptx::sync();       // shared memory is free again
+        w4_pipelined<kStages>(
+            first, last, [&](uint32_t t, uint32_t stage) { load(source, t, stage); },
+            [&](uint32_t t, uint32_t stage) { multiply(source, t, stage); });
     }
 
 private:

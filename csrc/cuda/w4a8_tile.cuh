@@ -41,24 +41,9 @@ struct W4A8Tile {
         for (uint32_t i = 0; i < 2 * M_TILES; i++) source.mine[i] = rows(8 * i + ptx::lane() / 4);
         w4_clear(f);
         w4_clear(sum);
-        ASSAY_UNROLL
-        for (uint32_t s = 0; s < kStages - 1; s++) {
-            if (first + s < last) load(source, first + s, s);
-            ptx::cp_async_commit();
-        }
-        uint32_t stage = 0;
-        ASSAY_NO_UNROLL
-        for (uint32_t t = first; t < last; t++) {
-            ptx::cp_async_wait<kStages - 2>();
-            ptx::sync();   // stage t has landed for all, and all are done with stage t - 1
-            const uint32_t free_stage = stage == 0 ? kStages - 1 : stage - 1;
-            if (t + kStages - 1 < last) load(source, t + kStages - 1, free_stage);
-            ptx::cp_async_commit();
-            multiply(source, t, stage);
-            stage = stage == kStages - 1 ? 0 : stage + 1;
-        }
-        ptx::cp_async_wait<0>();
-        ptx::sync();       // shared memory is free again
+        w4_pipelined<kStages>(
+            first, last, [&](uint32_t t, uint32_t stage) { load(source, t, stage); },
+            [&](uint32_t t, uint32_t stage) { multiply(source, t, stage); });
     }
 
 private:

@@ -17,8 +17,9 @@ LAW = ctypes.CFUNCTYPE(ctypes.c_double, *_LAUNCH)
 def library() -> Path:
     """The mock libcuda."""
     emu = emulator.CUDA / "emu"
-    parts = [emu / "mock.h", emu / "emu.h", emu / "mock_libcuda.cpp", emu / "mock_machine.cpp"]
-    inputs = [str(emu / "mock_libcuda.cpp"), str(emu / "mock_machine.cpp")]
+    units = [emu / f"mock_{name}.cpp" for name in ("libcuda", "streams", "machine")]
+    parts = [emu / "mock.h", emu / "mock_calls.h", emu / "emu.h", *units]
+    inputs = [str(unit) for unit in units]
     flags = (*emulator.FLAGS, "-shared", f"-I{emu}", "-ldl", "-pthread")
     return emulator.compile_cached(inputs, "", flags, ".so", emulator.CUDA, emulator.content(parts))
 

@@ -1,4 +1,5 @@
-// A driver without a GPU: what mock_libcuda.cpp (the calls) and mock_machine.cpp (devices, streams, time) share. Tests only.
+// A driver without a GPU: what mock_libcuda.cpp and mock_streams.cpp (the calls) and mock_machine.cpp (devices, streams, time)
+// share. Tests only.
 //
 // Work is done as late as the rules allow: a stream's queue runs when somebody waits for it, so that a missing wait, a copy on
 // the wrong stream or memory freed too early shows. Modelled time passes by a law that is set from outside, and events tell it.
