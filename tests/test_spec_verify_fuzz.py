@@ -192,6 +192,8 @@ class Case:
         rng, o = self.rng, self.options
         if self.rule not in ("gumbel", "greedy") and self.chance(0.4):
             o["uniforms"] = np.clip(rng.random(self.drafts + 2 * self.batch), 1e-300, 1 - 2.0**-53)
+        elif self.rule == "gumbel" and self.chance(0.4):
+            o["uniforms"] = np.clip(rng.random((self.rows, self.vocab)), 1e-300, 1 - 2.0**-53)
         else:
             o["seed"] = rng.integers(0, 2**64, self.batch, dtype=np.uint64)
             o["position"] = rng.integers(-(2**40), 2**62, self.batch)

@@ -126,7 +126,8 @@ static int set_rest(assay_verify_args *a, PyObject *const *args, int64_t drafts)
     a->bitmask_ld = extent(mask, 1);
     a->bitmask_per_row = args[BITMASK_PER_ROW] == Py_True;
     a->num_stop = extent(args[STOP_TOKEN_IDS], 0);
-    return set_array(&a->uniforms, args[UNIFORMS], 'f', 8, drafts + 2 * a->batch, -1) &&
+    const int raced = a->rule == ASSAY_GUMBEL; /* a uniform for every token of a row */
+    return set_array(&a->uniforms, args[UNIFORMS], 'f', 8, drafts + (raced ? 1 : 2) * a->batch, raced ? a->vocab : -1) &&
            set_array(&a->draft_prob_ids, ids, 'i', 4, drafts, a->draft_prob_width) &&
            set_array(&a->draft_prob_values, args[DRAFT_PROB_VALUES], 'f', 4, drafts, a->draft_prob_width) &&
            set_array(&a->cu_edits, args[CU_EDITS], 'i', 4, a->batch + 1, -1) &&
@@ -206,7 +207,7 @@ PyObject *assay_call_verify(PyObject *module, PyObject *const *args, Py_ssize_t 
         PyObject *o = args[FIRST_PARAMETER + i];
         if (i == SEED) { /* it and the position, which comes last, matter to those that draw */
             for (int64_t b = 0; b < batch; b++) sampled |= rule != ASSAY_GREEDY && a.temperature[b] > 0;
-            if (!sampled || (a.uniforms && rule != ASSAY_GUMBEL)) break;
+            if (!sampled || a.uniforms) break;
         }
         if (i == MAX_EMIT && o == Py_None) continue;
         if (!set_parameter(&a, &parameters[i], o, filled + batch * 8 * i)) goto done;

@@ -316,7 +316,10 @@ def edits(
             value[np.searchsorted(ids, ban)] = -np.inf
         parts.append([ids.astype(np.int32), value, seen, count])
     cu = np.concatenate([[0], np.cumsum([len(p[0]) for p in parts])]).astype(np.int32)
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0, np.int32)] * 4
+    if not parts:  # no requests
+        parts.append([np.empty(0, dtype) for dtype in (np.int32, np.float32, np.int32, np.int32)])
+        cu = np.zeros(1, np.int32)
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return Edits(cu, *columns)
 
 
