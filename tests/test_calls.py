@@ -20,7 +20,7 @@ def misaligned(array):
     room = np.empty(array.nbytes + 1, np.uint8)[1:]
     out = np.ndarray(array.shape, array.dtype, room)
     out[...] = array
-    assert not out.flags.aligned
+    assert out.itemsize == 1 or not out.flags.aligned
     return out
 
 
@@ -30,7 +30,8 @@ def outcome(call):
         result = call()
     except Exception as exc:  # noqa: BLE001
         return type(exc), str(exc)
-    return [(x.dtype.str, x.shape, x.tobytes()) if isinstance(x, np.ndarray) else x for x in result]
+    items = (result,) if isinstance(result, np.ndarray) else result
+    return [(x.dtype.str, x.shape, x.tobytes()) if isinstance(x, np.ndarray) else x for x in items]
 
 
 def forms(x):
@@ -226,6 +227,61 @@ def whole_verify():
     ]  # fmt: skip
 
 
+# ---- the expert layer ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def layer():
+    """Arguments of moe_experts in the form that C takes: five tokens, two of six experts each."""
+    rng = np.random.default_rng(4)
+    experts = assay.quantize_experts(
+        rng.standard_normal((6, 64, 32), dtype=np.float32), rng.standard_normal((6, 32, 32), dtype=np.float32)
+    )
+    return {
+        "x": rng.standard_normal((5, 32), dtype=np.float32), "topk_ids": rng.integers(-1, 7, (5, 2)).astype(np.int32),
+        "topk_weights": rng.random((5, 2), np.float32), "experts": experts, "num_threads": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["x", "topk_ids", "topk_weights", "a16", "weights_on_input", "num_threads"])
+def test_the_expert_layer_is_the_same_by_either_way(layer, name):
+    """return_cost makes a call take the long way."""
+    given = layer.get(name)
+    switches = [True, False]
+    values = (
+        [*forms(given), given.astype(np.int64), given[:, :1]]
+        if isinstance(given, np.ndarray)
+        else [*NUMBERS, *switches]
+    )
+    seen = set()
+    for a16, on_input, value in itertools.product(switches, switches, values):
+        args = layer | {"a16": a16, "weights_on_input": on_input, name: value}
+        direct = outcome(lambda args=args: assay.moe_experts(**args))
+        around = outcome(lambda args=args: (assay.moe_experts(**args, return_cost=True)[0],))
+        assert direct == around, args
+        seen.add(direct[0] if isinstance(direct, tuple) else "results")
+    assert {"results", TypeError} <= seen
+
+
+def test_the_short_way_is_the_one_that_the_expert_layer_takes(layer, monkeypatch):
+    want = outcome(lambda: assay.moe_experts(**layer))  # and makes this thread's workspace
+
+    def never(*args, **kwargs):
+        raise AssertionError("the common call went the long way")
+
+    monkeypatch.setattr("assay.ops.moe_experts.as_tensor", never)
+    assert outcome(lambda: assay.moe_experts(**layer)) == want
+    with pytest.raises(AssertionError):
+        assay.moe_experts(**layer, num_shared=1)
+
+
+@pytest.fixture(scope="module")
+def whole_experts(layer):
+    """Every argument of the module's moe_experts."""
+    room = np.empty(1 << 16, np.uint8)
+    return [layer["experts"]._bytes, layer["x"], layer["topk_ids"], layer["topk_weights"], False, True, 1, room]
+
+
 # ---- the entries themselves ------------------------------------------------------------------------------------------
 
 
@@ -261,15 +317,18 @@ def answer(entry, args):
         found = entry(*args)
     except (TypeError, ValueError) as exc:  # and no SystemError
         return type(exc)
-    assert type(found) in (int, RouteResult, TreeLayout, VerifyResult), args
+    assert type(found) in (int, np.ndarray, RouteResult, TreeLayout, VerifyResult), args
     return type(found)
 
 
-@pytest.mark.parametrize("name", ["moe_route", "tree_build", "verify"])
-def test_strange_arguments_are_refused_and_nothing_is_kept(name):
+@pytest.mark.parametrize("name", ["moe_experts", "moe_route", "tree_build", "verify"])
+def test_strange_arguments_are_refused_and_nothing_is_kept(name, whole_experts):
     if name == "moe_route":
         entry, good, result = calls.moe_route, whole_route(), RouteResult
         short = good[:5]
+    elif name == "moe_experts":
+        entry, good, result = calls.moe_experts, whole_experts, np.ndarray
+        short = [*good[:6], None, good[7]]
     elif name == "tree_build":
         entry, result = calls.tree_build, TreeLayout
         good = [TreeLayout, np.array([-1, 0, 0, 1], np.int32), np.array([7, 8, 9, 7], np.int32), 3, 4]

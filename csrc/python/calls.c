@@ -13,6 +13,7 @@ static int start(PyObject *module) {
 }
 
 static PyMethodDef entries[] = {
+    {"moe_experts", (PyCFunction)(void (*)(void))assay_call_moe_experts, METH_FASTCALL, NULL},
     {"moe_route", (PyCFunction)(void (*)(void))assay_call_moe_route, METH_FASTCALL, NULL},
     {"tree_build", (PyCFunction)(void (*)(void))assay_call_tree_build, METH_FASTCALL, NULL},
     {"verify", (PyCFunction)(void (*)(void))assay_call_verify, METH_FASTCALL, NULL},

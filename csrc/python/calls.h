@@ -122,6 +122,7 @@ static inline PyObject *named(PyObject *class, PyObject **items, Py_ssize_t coun
     return result;
 }
 
+PyObject *assay_call_moe_experts(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *assay_call_moe_route(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *assay_call_tree_build(PyObject *module, PyObject *const *args, Py_ssize_t count);
 PyObject *assay_call_verify(PyObject *module, PyObject *const *args, Py_ssize_t count);

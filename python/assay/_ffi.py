@@ -49,6 +49,7 @@ __all__ = [
     "calls",
     "check",
     "ffi",
+    "held_workspace",
     "lib",
     "open_calls",
     "refresh_isa",
@@ -285,9 +286,12 @@ _local = threading.local()
 
 def workspace(size: int) -> tuple[Any, int]:
     """This thread's scratch memory of at least `size` bytes (kept and reused): pointer and size."""
-    held: tuple[Any, int] | None = getattr(_local, "held", None)
-    if held is None or held[1] < size:
-        size = max(size, 1 << 16)
-        held = (ffi.from_buffer(np.empty(size, np.uint8)), size)
-        _local.held = held
-    return held
+    held = held_workspace()
+    if held is None or held.nbytes < size:
+        held = _local.held = np.empty(max(size, 1 << 16), np.uint8)
+    return ffi.from_buffer(held), held.nbytes
+
+
+def held_workspace() -> np.ndarray | None:
+    """What :func:`workspace` keeps for this thread; None before its first call."""
+    return getattr(_local, "held", None)

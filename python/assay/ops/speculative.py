@@ -265,6 +265,12 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
     if max_emit is not None:
         a.max_emit = arguments.limited(max_emit, "max_emit", batch)
 
+    lossless = _is_lossless(rule, sampled, threshold_acc, threshold_single)
+    if backend == "c" and out is None:
+        made = _call(logits, a, None, isa, num_threads)
+        if on_status == "raise":
+            _raise_first(made.status)
+        return made if lossless else made._replace(lossless=False)
     inputs = [logits]
     if out is not None:  # and may lie in one of them
         inputs += [as_tensor(x, "", (x.dtype.name,), x.ndim) for x in (cu, ids, a.draft_probs) if x is not None]
@@ -281,7 +287,6 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
     copy_back(outputs, stand_ins)
     if on_status == "raise":
         _raise_first(written.status)
-    lossless = _is_lossless(rule, sampled, threshold_acc, threshold_single)
     tokens, accepted, emitted, status, path, counters = result
     return VerifyResult(tokens, accepted, emitted, status, path, logprobs, lossless, counters)
 
@@ -393,9 +398,10 @@ _PARAMETERS = (
 _OFF = tuple(calls.LIMITS[name][0] for name in _PARAMETERS)
 
 
-def _call(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, isa: str | None, num_threads: int | None) -> None:
-    """The C kernel on checked arguments."""
-    arrays = (getattr(written, name) for name in (*_INT_NAMES, "logprobs"))
+def _call(logits: Tensor, a: VerifyArguments, written: VerifyOutputs | None, isa: str | None,
+          num_threads: int | None) -> VerifyResult:  # fmt: skip
+    """The C kernel on checked arguments, which makes the outputs where there are none to write."""
+    arrays = () if written is None else tuple(getattr(written, name) for name in (*_INT_NAMES, "logprobs"))
     parameters = [off if (x := getattr(a, name)) is None else x for name, off in zip(_PARAMETERS, _OFF, strict=True)]
     edits = (
         (None,) * 5 if a.edits is None else (a.edits.cu, a.edits.ids, a.edits.bias, a.edits.in_prompt, a.edits.count)
@@ -403,7 +409,7 @@ def _call(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, isa: str |
     args = (
         VerifyResult, logits.array, a.ids, a.cu, a.draft_probs, _RULE_NUMBERS[a.rule], a.parents,
         thread_count(num_threads) or None, a.logprobs, a.temperature, *parameters, a.seed, a.position,
-        tuple(x for x in arrays if x is not None), variant_index(isa), logits.dtype == "bfloat16", a.uniforms,
+        tuple(x for x in arrays if x is not None) or None, variant_index(isa), logits.dtype == "bfloat16", a.uniforms,
         a.sparse_ids, a.sparse_probs, *edits, a.bitmask, a.bitmask_per_row, a.stop_ids, a.cu_stop,
         float(a.posterior_threshold), float(a.posterior_alpha), float(a.threshold_single), float(a.threshold_acc),
     )  # fmt: skip
@@ -412,3 +418,4 @@ def _call(logits: Tensor, a: VerifyArguments, written: VerifyOutputs, isa: str |
         found = calls.verify(*(aligned(x) if isinstance(x, np.ndarray) else x for x in args))
     if type(found) is not VerifyResult:
         check(found, "verify", isa)
+    return found
