@@ -50,13 +50,13 @@ LOGITS = np.random.default_rng(0).standard_normal((5, 8), dtype=np.float32)
 
 
 def test_routing_is_the_same_by_either_way():
-    """`out` of Nones changes nothing but the way that a call takes."""
+    """`out` as a list of Nones changes nothing but the way that a call takes."""
     seen = set()
     for x, k, threads in itertools.product(forms(LOGITS), NUMBERS, NUMBERS):
         for renormalize in (None, True, False, 1, "", np.array([1, 0])):
             direct = outcome(lambda x=x, k=k, r=renormalize, n=threads: assay.moe_route(x, k, r, num_threads=n))
             around = outcome(
-                lambda x=x, k=k, r=renormalize, n=threads: assay.moe_route(x, k, r, (None, None, None), num_threads=n)
+                lambda x=x, k=k, r=renormalize, n=threads: assay.moe_route(x, k, r, [None] * 3, num_threads=n)
             )
             assert direct == around, (x, k, renormalize, threads)
             seen.add(direct[0] if isinstance(direct, tuple) else "results")
@@ -158,8 +158,8 @@ SETTINGS = [{}, {"rule": "greedy"}, {"temperature": 0}, {"temperature": np.array
 
 
 def both(args):
-    """What a call gives by the short way, and by the other, which an `out` of Nones makes it take."""
-    return outcome(lambda: assay.verify(**args)), outcome(lambda: assay.verify(**args, out=(None,) * 6))
+    """What a call gives by the short way, and by the other, which an `out` that is a list makes it take."""
+    return outcome(lambda: assay.verify(**args)), outcome(lambda: assay.verify(**args, out=[None] * 6))
 
 
 @pytest.mark.parametrize("name", VERIFY)
@@ -227,6 +227,31 @@ def whole_verify():
     ]  # fmt: skip
 
 
+def test_outputs_that_share_memory_are_refused_by_the_short_way_too(layer):
+    args = chain()
+    out = assay.verify(**args)
+    assert assay.verify(**args, out=out).output_token_ids is out.output_token_ids
+    shared = {
+        "num_emitted": out.num_accepted,
+        "status": args["draft_token_ids"],
+        "num_accepted": args["cu_num_draft_tokens"][1:],
+    }
+    for name, array in shared.items():
+        with pytest.raises(ValueError, match="memory of its own"):
+            assay.verify(**args, out=out._replace(**{name: array}))
+    route = assay.moe_route(LOGITS, 5)
+    assert assay.moe_route(LOGITS, 5, out=route).topk_ids is route.topk_ids
+    with pytest.raises(ValueError, match="memory of its own"):
+        assay.moe_route(LOGITS, 5, out=route._replace(status=route.topk_ids[0]))
+    with pytest.raises(ValueError, match="memory of its own"):
+        assay.moe_route(LOGITS, 8, out=(LOGITS, np.empty((5, 8), np.int32), None))
+    y = np.empty((5, 32), np.float32)
+    assert assay.moe_experts(**layer, out=y) is y
+    np.testing.assert_array_equal(y, assay.moe_experts(**layer))
+    with pytest.raises(ValueError, match="memory of its own"):
+        assay.moe_experts(**layer, out=layer["x"])
+
+
 # ---- the expert layer ------------------------------------------------------------------------------------------------
 
 
@@ -279,7 +304,17 @@ def test_the_short_way_is_the_one_that_the_expert_layer_takes(layer, monkeypatch
 def whole_experts(layer):
     """Every argument of the module's moe_experts."""
     room = np.empty(1 << 16, np.uint8)
-    return [layer["experts"]._bytes, layer["x"], layer["topk_ids"], layer["topk_weights"], False, True, 1, room]
+    return [
+        layer["experts"]._bytes,
+        layer["x"],
+        layer["topk_ids"],
+        layer["topk_weights"],
+        False,
+        True,
+        1,
+        room,
+        np.empty((5, 32), np.float32),
+    ]
 
 
 # ---- the entries themselves ------------------------------------------------------------------------------------------
@@ -325,17 +360,17 @@ def answer(entry, args):
 def test_strange_arguments_are_refused_and_nothing_is_kept(name, whole_experts):
     if name == "moe_route":
         entry, good, result = calls.moe_route, whole_route(), RouteResult
-        short = good[:5]
+        short = [*good[:5], None]
     elif name == "moe_experts":
         entry, good, result = calls.moe_experts, whole_experts, np.ndarray
-        short = [*good[:6], None, good[7]]
+        short = [*good[:6], None, good[7], None]
     elif name == "tree_build":
         entry, result = calls.tree_build, TreeLayout
         good = [TreeLayout, np.array([-1, 0, 0, 1], np.int32), np.array([7, 8, 9, 7], np.int32), 3, 4]
         short = [*good[:2], None, 0, None]
     else:
         entry, good, result = calls.verify, whole_verify(), VerifyResult
-        short = [*good[:14], 1.0, 0.0, 0.0, *good[17:20]]  # penalties need some of what is cut off
+        short = [*good[:14], 1.0, 0.0, 0.0, *good[17:21]]  # penalties need some of what is cut off
     assert answer(entry, good) is result
     assert answer(entry, short) is result
     every = list(strange_calls(good, short))

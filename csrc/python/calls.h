@@ -93,10 +93,8 @@ static inline int matrix(PyObject *o, int is_bfloat16, assay_matrix *m) {
     return 1;
 }
 
-/* The i-th of the arrays to write, a new reference: the caller's where `given` (None, or a tuple of so many) has one. NULL without an
- * exception: the caller's does not fit. */
-static inline PyObject *output(PyObject *given, Py_ssize_t i, int type, int ndim, const npy_intp *dims) {
-    PyObject *o = given == Py_None ? Py_None : PyTuple_GetItem(given, i);
+/* An array to write, a new reference: the caller's, or a new one for None. NULL without an exception: the caller's does not fit. */
+static inline PyObject *output(PyObject *o, int type, int ndim, const npy_intp *dims) {
     if (o == Py_None) return PyArray_SimpleNew(ndim, (npy_intp *)dims, type);
     if (!PyArray_Check(o)) return NULL;
     PyArrayObject *a = (PyArrayObject *)o;
@@ -104,6 +102,41 @@ static inline PyObject *output(PyObject *given, Py_ssize_t i, int type, int ndim
         !PyArray_ISCARRAY(a))
         return NULL;
     return Py_NewRef(o);
+}
+
+/* None, or a tuple of so many arrays to write. */
+static inline int is_outputs(PyObject *o, Py_ssize_t count) {
+    return o == Py_None || (PyTuple_Check(o) && PyTuple_Size(o) == count);
+}
+
+/* The i-th of them. */
+static inline PyObject *output_of(PyObject *given, Py_ssize_t i, int type, int ndim, const npy_intp *dims) {
+    return output(given == Py_None ? Py_None : PyTuple_GetItem(given, i), type, ndim, dims);
+}
+
+/* Memory that an argument takes. */
+typedef struct {
+    const char *from, *to;
+} span;
+
+/* Of an array in C order; nothing's for NULL. */
+static inline span span_of(const void *array) {
+    PyArrayObject *a = (PyArrayObject *)array;
+    if (!a) return (span){NULL, NULL};
+    return (span){PyArray_DATA(a), (const char *)PyArray_DATA(a) + PyArray_NBYTES(a)};
+}
+
+static inline span span_of_matrix(const assay_matrix *m) {
+    const int64_t elements = m->rows && m->cols ? (m->rows - 1) * m->ld + m->cols : 0;
+    return (span){m->data, (const char *)m->data + elements * (m->dtype == ASSAY_F32 ? 4 : 2)};
+}
+
+/* Whether the first `outputs` of them share nothing with each other and with those behind. */
+static inline int apart(const span *of, int outputs, int count) {
+    for (int i = 0; i < outputs; i++)
+        for (int j = i + 1; j < count; j++)
+            if (of[i].from < of[j].to && of[j].from < of[i].to && of[i].from < of[i].to && of[j].from < of[j].to) return 0;
+    return 1;
 }
 
 /* A named tuple of the class, of `count` items whose references it takes, also when it fails. */

@@ -3,13 +3,13 @@
 
 #include <string.h>
 
-/* moe_experts(experts, x, topk_ids, topk_weights, a16, weights_on_input, num_threads, room): a new float32 [T, H].
+/* moe_experts(experts, x, topk_ids, topk_weights, a16, weights_on_input, num_threads, room, out): float32 [T, H], `out` or a new one.
  *
  * `experts` are the bytes of an assay_experts, whose arrays the caller keeps. `room` is a uint8 array to work in; where it is
  * None or too small the answer is ASSAY_EWORKSPACE. */
 PyObject *assay_call_moe_experts(PyObject *module, PyObject *const *args, Py_ssize_t count) {
     (void)module;
-    enum { ARGUMENTS = 8 };
+    enum { ARGUMENTS = 9 };
     if (count != ARGUMENTS) return PyErr_Format(PyExc_TypeError, "moe_experts: %zd arguments", count);
     assay_experts layer;
     assay_matrix x;
@@ -31,13 +31,16 @@ PyObject *assay_call_moe_experts(PyObject *module, PyObject *const *args, Py_ssi
     const size_t needed = assay_moe_experts_workspace(&a), bytes = room ? (size_t)PyArray_DIMS(room)[0] : 0;
     if (!needed) return refused(ASSAY_EINVAL);
     if (needed > bytes) return refused(ASSAY_EWORKSPACE);
-    PyObject *out = PyArray_SimpleNew(2, ((npy_intp[]){(npy_intp)x.rows, (npy_intp)layer.hidden}), NPY_FLOAT32);
-    if (!out) return NULL;
-    a.out = PyArray_DATA((PyArrayObject *)out);
-    PyThreadState *released = PyEval_SaveThread();
-    const int status = assay_moe_experts(&a, -1, num_threads, PyArray_DATA(room), bytes);
-    PyEval_RestoreThread(released);
-    if (status == ASSAY_OK) return out;
-    Py_DECREF(out);
-    return refused(status);
+    PyObject *out = output(args[8], NPY_FLOAT32, 2, (npy_intp[]){(npy_intp)x.rows, (npy_intp)layer.hidden});
+    const span spans[] = {span_of(out), span_of_matrix(&x), span_of(ids), span_of(weights)};
+    int status = ASSAY_EINVAL;
+    if (out && (args[8] == Py_None || apart(spans, 1, sizeof spans / sizeof *spans))) {
+        a.out = PyArray_DATA((PyArrayObject *)out);
+        PyThreadState *released = PyEval_SaveThread();
+        status = assay_moe_experts(&a, -1, num_threads, PyArray_DATA(room), bytes);
+        PyEval_RestoreThread(released);
+        if (status == ASSAY_OK) return out;
+    }
+    Py_XDECREF(out);
+    return PyErr_Occurred() ? NULL : refused(status);
 }

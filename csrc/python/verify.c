@@ -98,10 +98,10 @@ static int64_t extent(PyObject *o, int axis) {
     return PyArray_DIMS((PyArrayObject *)o)[axis];
 }
 
-/* The arguments of verify. Those from OUT on may all be missing. */
+/* The arguments of verify. Those from VARIANT on may all be missing. */
 enum {
     RESULT, TARGET_LOGITS, DRAFT_TOKEN_IDS, CU_NUM_DRAFT_TOKENS, DRAFT_PROBS, RULE, PARENTS, NUM_THREADS, RETURN_LOGPROBS,
-    FIRST_PARAMETER, COMMON = FIRST_PARAMETER + PARAMETERS, OUT = COMMON, VARIANT, IS_BFLOAT16, UNIFORMS,
+    FIRST_PARAMETER, OUT = FIRST_PARAMETER + PARAMETERS, COMMON, VARIANT = COMMON, IS_BFLOAT16, UNIFORMS,
     DRAFT_PROB_IDS, DRAFT_PROB_VALUES, CU_EDITS, EDIT_TOKEN_IDS, EDIT_BIAS, EDIT_IN_PROMPT, EDIT_COUNT, BITMASK,
     BITMASK_PER_ROW, STOP_TOKEN_IDS, CU_STOP, POSTERIOR_THRESHOLD, POSTERIOR_ALPHA, THRESHOLD_SINGLE, THRESHOLD_ACC, ALL
 };
@@ -117,7 +117,7 @@ static int offsets_are_right(const int32_t *cu, int64_t batch, int64_t rows, int
     return cu[batch] + batch == rows;
 }
 
-/* What comes after OUT and VARIANT. */
+/* What comes after VARIANT. */
 static int set_rest(assay_verify_args *a, PyObject *const *args, int64_t drafts) {
     int32_t most;
     PyObject *ids = args[DRAFT_PROB_IDS], *mask = args[BITMASK];
@@ -157,7 +157,7 @@ static int make_outputs(assay_verify_args *a, PyObject *out, int logprobs, PyObj
         {LOGPROBS, NPY_FLOAT32, 2, tokens, &a->logprobs},
     };
     for (int i = 0; i < 6 + logprobs; i++) {
-        PyObject *array = output(out, i, arrays[i].type, arrays[i].ndim, arrays[i].dims);
+        PyObject *array = output_of(out, i, arrays[i].type, arrays[i].ndim, arrays[i].dims);
         if (!array) return 0;
         made[arrays[i].at] = array;
         void *data = PyArray_DATA((PyArrayObject *)array);
@@ -172,7 +172,7 @@ PyObject *assay_call_verify(PyObject *module, PyObject *const *args, Py_ssize_t 
     (void)module;
     if (count != COMMON && count != ALL) return PyErr_Format(PyExc_TypeError, "verify: %zd arguments", count);
     const int all = count == ALL;
-    PyObject *out = all ? args[OUT] : Py_None;
+    PyObject *out = args[OUT];
     assay_matrix x;
     int64_t rule, variant = -1;
     int num_threads;
@@ -185,7 +185,7 @@ PyObject *assay_call_verify(PyObject *module, PyObject *const *args, Py_ssize_t 
         (all && !whole(args[VARIANT], -1, INT32_MAX, &variant)))
         return refused(ASSAY_EINVAL);
     const int logprobs = args[RETURN_LOGPROBS] == Py_True;
-    if (out != Py_None && !(PyTuple_CheckExact(out) && PyTuple_Size(out) == 6 + logprobs)) return refused(ASSAY_EINVAL);
+    if (!is_outputs(out, 6 + logprobs)) return refused(ASSAY_EINVAL);
     const int64_t drafts = x.rows - batch;
     assay_verify_args a = {
         .target_logits = x.data, .dtype = x.dtype, .ld = x.ld, .batch = batch, .vocab = x.cols,
@@ -214,6 +214,10 @@ PyObject *assay_call_verify(PyObject *module, PyObject *const *args, Py_ssize_t 
     }
     if (!a.repetition_penalty != !a.frequency_penalty || !a.repetition_penalty != !a.presence_penalty) goto done;
     if (!make_outputs(&a, out, logprobs, made)) goto done;
+    const span spans[] = {span_of(made[TOKENS]), span_of(made[ACCEPTED]), span_of(made[EMITTED]), span_of(made[STATUS]),
+                          span_of(made[PATH]), span_of(made[COUNTERS]), span_of(made[LOGPROBS]), span_of_matrix(&x), span_of(cu),
+                          span_of(args[DRAFT_TOKEN_IDS]), span_of(a.draft_probs ? args[DRAFT_PROBS] : NULL)};
+    if (out != Py_None && !apart(spans, 7, sizeof spans / sizeof *spans)) goto done;
     const size_t bytes = assay_verify_workspace(&a);
     if (!bytes) goto done;
     workspace = PyMem_Malloc(bytes);
@@ -228,7 +232,7 @@ done:
     PyMem_Free(workspace);
     if (filled != few) PyMem_Free(filled);
     if (status == ASSAY_OK) {
-        made[LOSSLESS] = Py_NewRef(Py_True); /* as all rules are that need none of the arguments from OUT on */
+        made[LOSSLESS] = Py_NewRef(Py_True); /* as all rules are that need none of the arguments from VARIANT on */
         if (!logprobs) made[LOGPROBS] = Py_NewRef(Py_None);
         return named(args[RESULT], made, RESULTS);
     }

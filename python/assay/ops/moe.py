@@ -95,11 +95,11 @@ def moe_route(router_logits: Any, top_k: int, renormalize: bool | None = None, o
         Naming the argument, what was wanted and what came.
     """
     if (
-        out is None and bias is None and isa is None and group_score is None and n_group == 1 and topk_group == 1
+        bias is None and isa is None and group_score is None and n_group == 1 and topk_group == 1
         and not num_shared and routed_scaling_factor == 1 and scoring == "softmax" and backend == "c"
     ):  # fmt: skip
         # The common call, on which the checks below would take longer than a few tokens' routing. What it refuses, they name.
-        found = calls.moe_route(RouteResult, router_logits, top_k, renormalize, num_threads)
+        found = calls.moe_route(RouteResult, router_logits, top_k, renormalize, num_threads, out)
         if type(found) is RouteResult:
             return found
     on_device = device_of(router_logits) is not None

@@ -351,12 +351,12 @@ def moe_experts(x: Any, topk_ids: Any, topk_weights: Any, experts: PackedExperts
     float32 [T, H], or (that, ExpertsCost)
     """
     if (
-        type(experts) is PackedExperts and out is None and not num_shared and expert_map is None and not return_cost
+        type(experts) is PackedExperts and not num_shared and expert_map is None and not return_cost
         and backend == "c" and isa is None and stream is None
     ):  # fmt: skip
         # The common call: between two reads of gigabytes, what is done in Python is done with cold caches, at three times its time.
         found = calls.moe_experts(
-            experts._bytes, x, topk_ids, topk_weights, a16, weights_on_input, num_threads, held_workspace()
+            experts._bytes, x, topk_ids, topk_weights, a16, weights_on_input, num_threads, held_workspace(), out
         )
         if type(found) is np.ndarray:
             return found

@@ -187,7 +187,7 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
     if on_status not in ("return", "raise"):
         raise ValueError(f"on_status: expected return or raise, got {on_status!r}")
     if (
-        backend == "c" and out is None and isa is None and stream is None and max_drafts is None and uniforms is None
+        backend == "c" and isa is None and stream is None and max_drafts is None and uniforms is None
         and logit_bias is None and allowed_token_ids is None and banned_token_ids is None and bitmask is None
         and stop_token_ids is None and draft_to_target is None and type(rule) is str
     ):  # fmt: skip
@@ -195,7 +195,7 @@ def verify(target_logits: Any, draft_token_ids: Any, cu_num_draft_tokens: Any, d
         found = calls.verify(
             VerifyResult, target_logits, draft_token_ids, cu_num_draft_tokens, draft_probs, _COMMON.get(rule), parents,
             num_threads, return_logprobs, temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
-            frequency_penalty, presence_penalty, max_emit, seed, position,
+            frequency_penalty, presence_penalty, max_emit, seed, position, _earlier(out),
         )  # fmt: skip
         if type(found) is VerifyResult:
             if on_status == "raise":
