@@ -270,7 +270,7 @@ def test_the_command_end_to_end(card, mock, tmp_path, monkeypatch, capsys):
     assert main(["calibrate", "--device", "cuda:0", "-o", path]) == 0
     out = capsys.readouterr().out
     for word in ("Mock GPU 0, 4 multiprocessors", "dram_read", "fp16_peak", "graph_node", "launch_latency", "w4a16_gemm",
-                 "moe_experts", "chain_verify", "sm_80", f"next: assay predict mixtral-8x7b --profile {path}"):  # fmt: skip
+                 "moe_experts", "chain_verify", "sm_80", f"Next: assay predict mixtral-8x7b --profile {path}"):  # fmt: skip
         assert word in out or word == "sm_80", word
     made = profile.load(path)
     assert made.machine.isa == ("sm_80",)
