@@ -27,6 +27,7 @@ LEVEL = 0.9
 MIN_HELD_OUT = 8  # below this many held-out points, leave-one-shape-out residuals set the interval
 FLOOR_LOG = 0.02  # no interval is narrower than 2%: repeat runs of one kernel differ by that much anyway
 SHARED = 0.9  # of the time on one thread: a call that takes less was really shared
+MIN_SHARED = 3  # with fewer calls than this that were, threads have a law of all calls, as one has
 P_LOW, P_HIGH = 1.5, 12.0
 MEMORY_UTILISATION_MAX = 1.3  # a roof is measured too: a kernel may beat it a little
 
@@ -128,15 +129,21 @@ def _fit_linear_class(samples: Sequence[Sample], one: LinearClass | None) -> Lin
     alone = None
     if one is not None:
         shared = times < SHARED * (features @ np.asarray(one.seconds))
-        # Fewer points would be met exactly, whatever the law.
-        if shared.sum() > features.shape[1]:
+        if shared.sum() >= MIN_SHARED:
             alone, features, times = one.seconds, features[shared], times[shared]
+    seconds = non_negative(features, times)
+    if alone is not None and len(times) <= features.shape[1]:
+        # So few points would be met exactly, whatever the law: threads are taken to share all parts of one's time alike.
+        by_one = features @ np.asarray(alone)
+        dispatch, share = non_negative(np.stack([np.ones_like(by_one), by_one], axis=-1), times)
+        seconds = share * np.asarray(alone)
+        seconds[0] += dispatch
     names = sorted(k for k, v in first.params.items() if isinstance(v, (int, float)) and not isinstance(v, bool))
     return LinearClass(
         variant=first.variant,
         threads=first.threads,
         rule=str(first.params.get("rule", "")),
-        seconds=tuple(float(c) for c in non_negative(features, times)),
+        seconds=tuple(float(c) for c in seconds),
         alone=alone,
         ranges={k: (min(s.params[k] for s in samples), max(s.params[k] for s in samples)) for k in names},
         num_samples=len(samples),
