@@ -16,7 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from assay.cost.kernel_model import CostModel
-from assay.cost.laws import LINEAR_TERMS, GemmClass, LinearClass, OpFit, group_class, linear_features, product_of
+from assay.cost.laws import (
+    LINEAR_TERMS,
+    GemmClass,
+    LinearClass,
+    OpFit,
+    group_class,
+    linear_bytes,
+    linear_features,
+    product_of,
+)
 from assay.cost.roofline import FloatArray
 from assay.cost.roofs import COMPUTE_ROOF, Roofs, memory_roof_name, roof_of
 from assay.cost.sequence import fit_sequence, stack_errors
@@ -26,8 +35,7 @@ from assay.profile import MATRIX_OPS, Profile, Sample
 LEVEL = 0.9
 MIN_HELD_OUT = 8  # below this many held-out points, leave-one-shape-out residuals set the interval
 FLOOR_LOG = 0.02  # no interval is narrower than 2%: repeat runs of one kernel differ by that much anyway
-SHARED = 0.9  # of the time on one thread: a call that takes less was really shared
-MIN_SHARED = 3  # with fewer calls than this that were, threads have a law of all calls, as one has
+MIN_SHARED = 3  # calls that threads are seen to share, or their law is one of all calls, as one thread's is
 P_LOW, P_HIGH = 1.5, 12.0
 MEMORY_UTILISATION_MAX = 1.3  # a roof is measured too: a kernel may beat it a little
 
@@ -121,30 +129,46 @@ def _fit_gemm_class(samples: Sequence[Sample], roofs: Roofs) -> GemmClass:
     )
 
 
+def _law_of_threads(one: LinearClass, features: FloatArray, logits: FloatArray, times: FloatArray) -> FloatArray | None:
+    """Coefficients of the calls that threads share, ``wait + share * time on one``; None where none were seen to.
+
+    Shared are all from some number of logits on: the number that leaves the least error.
+    """
+    alone = np.asarray(one.seconds)
+    by_one = features @ alone
+    terms = np.stack([np.ones_like(by_one), by_one], axis=-1)
+    best, least = None, float(np.abs(np.log(times / by_one)).sum())
+    for start in np.unique(logits):
+        shared = logits >= start
+        if shared.sum() < MIN_SHARED:
+            break
+        law = non_negative(terms[shared], times[shared])
+        error = float(np.abs(np.log(times / np.where(shared, terms @ law, by_one))).sum())
+        if error < least:
+            best, least = law, error
+    if best is None:
+        return None
+    seconds = best[1] * alone
+    seconds[0] += best[0]
+    return seconds
+
+
 def _fit_linear_class(samples: Sequence[Sample], one: LinearClass | None) -> LinearClass:
     """The law of one class; `one` is the same on one thread, to which small calls are left."""
     first = samples[0]
     features = np.concatenate([linear_features(first.op, s.params) for s in samples])
     times = np.array([s.median_s for s in samples])
-    alone = None
+    seconds = None
     if one is not None:
-        shared = times < SHARED * (features @ np.asarray(one.seconds))
-        if shared.sum() >= MIN_SHARED:
-            alone, features, times = one.seconds, features[shared], times[shared]
-    seconds = non_negative(features, times)
-    if alone is not None and len(times) <= features.shape[1]:
-        # So few points would be met exactly, whatever the law: threads are taken to share all parts of one's time alike.
-        by_one = features @ np.asarray(alone)
-        dispatch, share = non_negative(np.stack([np.ones_like(by_one), by_one], axis=-1), times)
-        seconds = share * np.asarray(alone)
-        seconds[0] += dispatch
+        logits = np.concatenate([linear_bytes(first.op, s.params) for s in samples])
+        seconds = _law_of_threads(one, features, logits, times)
     names = sorted(k for k, v in first.params.items() if isinstance(v, (int, float)) and not isinstance(v, bool))
     return LinearClass(
         variant=first.variant,
         threads=first.threads,
         rule=str(first.params.get("rule", "")),
-        seconds=tuple(float(c) for c in seconds),
-        alone=alone,
+        seconds=tuple(float(c) for c in (non_negative(features, times) if seconds is None else seconds)),
+        alone=None if one is None or seconds is None else one.seconds,
         ranges={k: (min(s.params[k] for s in samples), max(s.params[k] for s in samples)) for k in names},
         num_samples=len(samples),
     )
