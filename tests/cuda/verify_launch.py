@@ -7,7 +7,7 @@ from emulator import emulate, structs
 
 from assay._ffi import lib
 from assay.ops import speculative
-from assay.reference.verify_arguments import RULES
+from assay.reference.verify_arguments import RULES, VerifyOutputs
 
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 BLOCK = 2048
@@ -80,7 +80,23 @@ def launch(args: dict, rule: str, *, team: int = 1, seed: int = 0, **how) -> dic
 def instead_of_c(monkeypatch, call) -> None:
     """From here on `call` gets what assay.verify has checked for the C kernel, and the common call is none."""
     monkeypatch.setattr(speculative, "calls", SimpleNamespace(verify=lambda *args: lib.ASSAY_EINVAL))
-    monkeypatch.setattr(speculative, "_call", call)
+
+    def checked(logits, a, written, isa, num_threads):
+        made = _outputs(a) if written is None else written
+        call(logits, a, made, isa, num_threads)
+        ints = (getattr(made, name) for name in speculative._INT_NAMES)
+        tokens, accepted, emitted, status, path, counters = ints
+        return speculative.VerifyResult(tokens, accepted, emitted, status, path, made.logprobs, True, counters)
+
+    monkeypatch.setattr(speculative, "_call", checked)
+
+
+def _outputs(a) -> VerifyOutputs:
+    """New arrays for the results, as C makes them."""
+    shapes = speculative._shapes(a.batch, a.width)
+    tokens, accepted, emitted, status, path, counters = (np.empty(shape, np.int32) for shape in shapes)
+    logprobs = np.empty((a.batch, a.width), np.float32) if a.logprobs else None
+    return VerifyOutputs(tokens, accepted, emitted, status, path, logprobs, counters)
 
 
 def emulated(monkeypatch, **how) -> list:
