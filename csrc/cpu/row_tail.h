@@ -23,4 +23,9 @@ static inline const void *assay_tail_of(assay_tail *tail, const void *row, int d
     return tail->words;
 }
 
+/* 16 elements of q from i on; of the last ones a copy in `tail`, which holds zeros before. */
+static inline const float *assay_q_from(const float *q, int64_t i, int64_t n, float *tail) {
+    return i + 16 <= n ? q + i : memcpy(tail, q + i, (size_t)(n - i) * 4);
+}
+
 #endif

@@ -34,7 +34,7 @@ PyObject *assay_call_tree_build(PyObject *module, PyObject *const *args, Py_ssiz
     if (a.max_depth > n) a.max_depth = n;
 
     int32_t info[4];
-    npy_intp rows = (npy_intp)n + 1, words = (rows + 63) / 64, paths[2];
+    npy_intp rows = (npy_intp)n + 1, words = (rows + 63) / 64, paths[2] = {0};
     PyObject *items[ITEMS] = {NULL};
     items[2] = PyArray_SimpleNew(1, &rows, NPY_INT32);
     if (items[2]) measure(PyArray_DATA(parents), n, PyArray_DATA((PyArrayObject *)items[2]), &paths[0], &paths[1]);

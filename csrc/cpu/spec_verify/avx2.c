@@ -207,8 +207,7 @@ INLINE float residual_of(const void *row, int dtype, int64_t n, float shift, flo
     for (int64_t i = 0; i < n; i += 16) {
         const int whole = i + 16 <= n;
         const void *at = whole ? row : assay_tail_of(&tail, row, dtype, i, n);
-        const float *q_at = whole ? q + i : q_tail;
-        if (!whole) memcpy(q_tail, q + i, (size_t)(n - i) * 4);
+        const float *q_at = assay_q_from(q, i, n, q_tail);
         const __m256 e0 = excess(load8(at, dtype, whole ? i : 0), _mm256_loadu_ps(q_at), m, t, a, cs, &bad);
         const __m256 e1 = excess(load8(at, dtype, whole ? i + 8 : 8), _mm256_loadu_ps(q_at + 8), m, t, a, cs, &bad);
         _mm256_storeu_ps(out + i, e0);
@@ -229,8 +228,7 @@ INLINE void residuals_of(const void *row, int dtype, int64_t n, float shift, flo
     for (int64_t i = 0; i < n; i += 16) {
         const int whole = i + 16 <= n;
         const void *at = whole ? row : assay_tail_of(&tail, row, dtype, i, n);
-        const float *q_at = whole ? q + i : q_tail;
-        if (!whole) memcpy(q_tail, q + i, (size_t)(n - i) * 4);
+        const float *q_at = assay_q_from(q, i, n, q_tail);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
             const __m256 x = load8(at, dtype, (whole ? i : 0) + 8 * half), qi = _mm256_loadu_ps(q_at + 8 * half);

@@ -256,8 +256,7 @@ INLINE float residual_of(const void *row, int dtype, int64_t n, float shift, flo
     for (int64_t i = 0; i < n; i += 16) {
         const int whole = i + 16 <= n;
         const __m512 x = load16(whole ? row : assay_tail_of(&tail, row, dtype, i, n), dtype, whole ? i : 0);
-        if (!whole) memcpy(q_tail, q + i, (size_t)(n - i) * 4);
-        const __m512 qi = _mm512_loadu_ps(whole ? q + i : q_tail);
+        const __m512 qi = _mm512_loadu_ps(assay_q_from(q, i, n, q_tail));
         const __m512 p = _mm512_mul_ps(vexp16(_mm512_mul_ps(_mm512_sub_ps(x, m), t)), a);
         const __m512 e = _mm512_max_ps(_mm512_sub_ps(p, _mm512_mul_ps(qi, cs)), zero);
         bad |= (unsigned)_mm512_cmp_ps_mask(qi, zero, _CMP_NGE_UQ) | (unsigned)_mm512_cmp_ps_mask(qi, most, _CMP_NLE_UQ);
@@ -283,8 +282,7 @@ INLINE void residuals_of(const void *row, int dtype, int64_t n, float shift, flo
     for (int64_t i = 0; i < n; i += 16) {
         const int whole = i + 16 <= n;
         const __m512 x = load16(whole ? row : assay_tail_of(&tail, row, dtype, i, n), dtype, whole ? i : 0);
-        if (!whole) memcpy(q_tail, q + i, (size_t)(n - i) * 4);
-        const __m512 qi = _mm512_loadu_ps(whole ? q + i : q_tail);
+        const __m512 qi = _mm512_loadu_ps(assay_q_from(q, i, n, q_tail));
         const __m512 e = vexp16(_mm512_mul_ps(_mm512_sub_ps(x, m), t));
         most = _mm512_max_epu32(most, _mm512_castps_si512(_mm512_add_ps(qi, zero)));
 #pragma GCC unroll 4

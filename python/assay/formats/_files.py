@@ -3,6 +3,7 @@
 import mmap
 import os
 import stat
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -10,7 +11,7 @@ from typing import BinaryIO, Self
 from ..errors import FormatError
 
 
-class Closing:
+class Closing(ABC):
     """What is closed at the end of a ``with`` block."""
 
     def __enter__(self) -> Self:
@@ -21,9 +22,9 @@ class Closing:
     ) -> None:
         self.close()
 
+    @abstractmethod
     def close(self) -> None:
         """Lets go of what is open."""
-        raise NotImplementedError
 
 
 def regular_size(path: Path) -> int:

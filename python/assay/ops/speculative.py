@@ -43,7 +43,8 @@ class VerifyResult(NamedTuple):
     lossless : bool
         Whether what is emitted has the target's law.
     counters : int32 [B, 4]
-        Rows read; passes over a row more, for residuals; drafts whose own draft probability is 0; empty residuals that
+        Rows read; passes over a row more, for residuals (of kseq one a bisection, also where the CPU knows its outcome without
+        one); drafts whose own draft probability is 0; empty residuals that
         the target's distribution replaced.
     """
 

@@ -34,6 +34,7 @@ class Proposer(Protocol):
 
 
 def no_draft() -> Draft:
+    """A draft of no tokens: plain decoding's next step."""
     return Draft(DraftTree(np.empty(0, np.int32), np.empty(0, np.int32)))
 
 
